@@ -1,0 +1,1 @@
+"""Tensors, never rows: encoders, objectives, survival heads and metrics."""
