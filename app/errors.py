@@ -1,0 +1,52 @@
+"""Everything that Lachesis refuses on purpose; a class's exit code is what the command line returns."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LachesisError(Exception):
+    """Something went wrong that Lachesis foresaw."""
+
+    exit_code = 1
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+
+class InputError(LachesisError):
+    """What was given cannot be used; the message says what was expected, what came and what to do."""
+
+    exit_code = 2
+
+
+class UnknownName(InputError):
+    """No such thing of that kind; the nearest known name is suggested."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1)
+        if near:
+            hint = f" Did you mean {near[0]!r}?"
+        elif names:
+            hint = f" Known: {', '.join(names[:20])}."
+        else:
+            hint = f" There is no {kind} yet."
+        super().__init__(f"No {kind} named {name!r}.{hint}")
+
+
+class StoreError(LachesisError):
+    """No store, server or worker answers, or its schema is of another version."""
+
+    exit_code = 4
+
+
+class Cancelled(LachesisError):
+    """The job was cancelled."""
+
+    exit_code = 3
+
+
+class FenceLost(LachesisError):
+    """Another attempt holds this job now, so this one may write nothing more."""

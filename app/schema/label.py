@@ -1,0 +1,254 @@
+"""What is derived: cohorts, tasks and labels; a label looks forward from an index, a feature looks back."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Date,
+    Float,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import Mapped
+
+from app.schema.base import MOMENT, NAIVE, NOW, Base, column
+
+SPLIT = "split IN ('train', 'tuning', 'held_out')"
+
+
+class Cohort(Base):
+    """A rule and the members that met it."""
+
+    __tablename__ = "cohort"
+    __table_args__ = (
+        UniqueConstraint("name", "version"),
+        Index("ix_cohort_current", "name", unique=True, postgresql_where=text("is_current")),
+        {"schema": "label", "comment": "Named, versioned sets of scans; a name means its current version."},
+    )
+
+    cohort_id: Mapped[int] = column("Key", Integer, Identity(), primary_key=True)
+    name: Mapped[str] = column("Name", Text)
+    version: Mapped[int] = column("1, 2, … of this name", Integer)
+    is_current: Mapped[bool] = column("True for the version the name means", Boolean)
+    definition: Mapped[dict[str, Any]] = column("Rule: follow_up, data_cut, per, where, salt, …", JSONB)
+    attrition: Mapped[list[Any]] = column("Steps: [{step, scans, persons}]", JSONB)
+    follow_up: Mapped[str] = column("observation_period, last_event or data_cut", Text)
+    data_cut: Mapped[dt.date | None] = column("Last day of the data, where known", Date)
+    digest: Mapped[bytes] = column("sha256 of definition and members", LargeBinary)
+    created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
+    job_id: Mapped[int | None] = column("The job that made it", BigInteger)
+
+
+class CohortMember(Base):
+    """One scan in a cohort."""
+
+    __tablename__ = "cohort_member"
+    __table_args__ = (
+        CheckConstraint(SPLIT, name="split"),
+        UniqueConstraint("cohort_id", "image_occurrence_id"),
+        Index(None, "cohort_id", "person_id"),
+        {"schema": "label", "comment": "One scan of a cohort: its index time, the end of its follow-up, its split."},
+    )
+
+    cohort_member_id: Mapped[int] = column("Key", BigInteger, Identity(), primary_key=True)
+    cohort_id: Mapped[int] = column("Cohort", ForeignKey("label.cohort.cohort_id", ondelete="CASCADE"))
+    person_id: Mapped[int] = column("Person", BigInteger)
+    image_occurrence_id: Mapped[int] = column("Scan", BigInteger)
+    index_time: Mapped[dt.datetime] = column("Acquisition, naive local time; the moment predicted from", NAIVE)
+    index_date_only: Mapped[bool] = column("True where only the day of acquisition is known", Boolean)
+    follow_up_end: Mapped[dt.datetime | None] = column(
+        "End of follow-up under the cohort's rule, null where there is none", NAIVE
+    )
+    data_cut_end: Mapped[dt.datetime | None] = column(
+        "Earlier of death and data cut, for tasks followed to the data cut", NAIVE
+    )
+    death_time: Mapped[dt.datetime | None] = column("Death, where recorded", NAIVE)
+    split: Mapped[str] = column("train, tuning or held_out; one split a person", Text)
+    eligible: Mapped[bool] = column("False where no task may use this member", Boolean)
+    reason: Mapped[str | None] = column("Why not eligible", Text)
+
+
+class TaskSet(Base):
+    """An ordered list of tasks."""
+
+    __tablename__ = "task_set"
+    __table_args__ = (
+        UniqueConstraint("name", "version"),
+        Index("ix_task_set_current", "name", unique=True, postgresql_where=text("is_current")),
+        {"schema": "label", "comment": "Named, versioned lists of tasks (clinical questions)."},
+    )
+
+    task_set_id: Mapped[int] = column("Key", Integer, Identity(), primary_key=True)
+    name: Mapped[str] = column("Name", Text)
+    version: Mapped[int] = column("1, 2, … of this name", Integer)
+    is_current: Mapped[bool] = column("True for the version the name means", Boolean)
+    kind: Mapped[str] = column("pretraining (chosen by entropy) or clinical (given)", Text)
+    cohort_id: Mapped[int | None] = column("Cohort whose train persons chose the tasks", Integer)
+    definition: Mapped[dict[str, Any]] = column("How it was asked for", JSONB)
+    digest: Mapped[bytes] = column("sha256 of the tasks", LargeBinary)
+    created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
+    job_id: Mapped[int | None] = column("The job that made it", BigInteger)
+
+
+class Task(Base):
+    """One clinical question of a set."""
+
+    __tablename__ = "task"
+    __table_args__ = (
+        UniqueConstraint("task_set_id", "name"),
+        {
+            "schema": "label",
+            "comment": "One clinical question: which outcome, in which risk window, how history and death count.",
+        },
+    )
+
+    task_set_id: Mapped[int] = column(
+        "Set", ForeignKey("label.task_set.task_set_id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = column(
+        "0, 1, … within the set; what event_tasks holds", SmallInteger, primary_key=True, autoincrement=False
+    )
+    name: Mapped[str] = column("Name, unique in the set", Text)
+    title: Mapped[str | None] = column("Readable name", Text)
+    concept_id: Mapped[int | None] = column("Concept of a one-concept task", Integer)
+    start_seconds: Mapped[int] = column("Opening of the risk window, seconds from the index", BigInteger)
+    occurrence: Mapped[str] = column("first or next", Text)
+    prior: Mapped[str] = column("exclude or keep members with the outcome before the window", Text)
+    death: Mapped[str] = column("censor or competing", Text)
+    follow_up: Mapped[str] = column("cohort or data_cut", Text)
+    horizons_days: Mapped[list[int]] = column("Horizons at which the task is judged, days", ARRAY(Integer))
+    definition: Mapped[dict[str, Any]] = column("The whole task file", JSONB)
+    prevalence: Mapped[float | None] = column("Share of train persons with the concept or a descendant ever", Float)
+    entropy: Mapped[float | None] = column("Entropy score (most negative first)", Float)
+    num_train_events: Mapped[int | None] = column("Train persons with the event after an index", Integer)
+
+
+class TaskCandidate(Base):
+    """Why a concept is, or is not, a pretraining task."""
+
+    __tablename__ = "task_candidate"
+    __table_args__ = {
+        "schema": "label",
+        "comment": "Concepts weighed as pretraining tasks, in order, with the verdict.",
+    }
+
+    task_set_id: Mapped[int] = column(
+        "Set", ForeignKey("label.task_set.task_set_id", ondelete="CASCADE"), primary_key=True
+    )
+    concept_id: Mapped[int] = column("Concept", Integer, primary_key=True, autoincrement=False)
+    rank: Mapped[int] = column("Order by score, ties by concept_id", Integer)
+    persons: Mapped[int] = column("Train persons with it or a descendant ever", Integer)
+    base_persons: Mapped[int] = column("The same for its rarest parent (all train persons where it has none)", Integer)
+    entropy: Mapped[float] = column("Score: base · (q ln q + (1-q) ln(1-q))", Float)
+    num_train_events: Mapped[int] = column("Train persons with it after an index", Integer)
+    verdict: Mapped[str] = column("chosen, too_few_events, beyond_size or banned", Text)
+
+
+class LabelSet(Base):
+    """Labels of one cohort for one task set."""
+
+    __tablename__ = "label_set"
+    __table_args__ = (
+        UniqueConstraint("name", "version"),
+        Index("ix_label_set_current", "name", unique=True, postgresql_where=text("is_current")),
+        {
+            "schema": "label",
+            "comment": "Named, versioned labels of a cohort for a task set; a name means its current version.",
+        },
+    )
+
+    label_set_id: Mapped[int] = column("Key", Integer, Identity(), primary_key=True)
+    name: Mapped[str] = column("Name", Text)
+    version: Mapped[int] = column("1, 2, … of this name", Integer)
+    is_current: Mapped[bool] = column("True for the version the name means", Boolean)
+    cohort_id: Mapped[int] = column("Cohort", ForeignKey("label.cohort.cohort_id"))
+    task_set_id: Mapped[int] = column("Task set", ForeignKey("label.task_set.task_set_id"))
+    digest: Mapped[bytes] = column("sha256 over all arrays: equal labels, equal digest", LargeBinary)
+    data_digest: Mapped[bytes] = column("sha256 over the members' timelines, periods, deaths and scans", LargeBinary)
+    num_members: Mapped[int] = column("Members, ineligible ones too", Integer)
+    num_events: Mapped[int] = column("Observed outcomes over all tasks", BigInteger)
+    created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
+    job_id: Mapped[int | None] = column("The job that made it", BigInteger)
+
+
+class Tte(Base):
+    """Labels of one member, sparse."""
+
+    __tablename__ = "tte"
+    __table_args__ = (
+        Index("ix_tte_event_tasks", "event_tasks", postgresql_using="gin"),
+        {
+            "schema": "label",
+            "comment": "Time-to-event labels as sparse arrays, one row a member; read them through label.tte_long or label.outcome.",
+        },
+    )
+
+    label_set_id: Mapped[int] = column(
+        "Label set", ForeignKey("label.label_set.label_set_id", ondelete="CASCADE"), primary_key=True
+    )
+    cohort_member_id: Mapped[int] = column("Member", BigInteger, primary_key=True, autoincrement=False)
+    event_tasks: Mapped[list[int]] = column(
+        "Positions of tasks whose outcome was observed (status event), ascending", ARRAY(SmallInteger)
+    )
+    event_seconds: Mapped[list[int]] = column("Their times, seconds from the index", ARRAY(BigInteger))
+    prior_tasks: Mapped[list[int]] = column(
+        "Tasks with history before the window opens, ascending", ARRAY(SmallInteger)
+    )
+    ineligible_tasks: Mapped[list[int]] = column(
+        "Tasks ineligible for this member alone, ascending", ARRAY(SmallInteger)
+    )
+    window_tasks: Mapped[list[int]] = column(
+        "Tasks whose window opens elsewhere than at start_seconds, ascending", ARRAY(SmallInteger)
+    )
+    window_seconds: Mapped[list[int]] = column("Where, seconds from the index", ARRAY(BigInteger))
+    visit_tasks: Mapped[list[int]] = column("Tasks seen in the visit that holds the index", ARRAY(SmallInteger))
+    follow_up_seconds: Mapped[int | None] = column("End of follow-up, seconds from the index", BigInteger)
+    data_cut_seconds: Mapped[int | None] = column("End for tasks followed to the data cut", BigInteger)
+    death_seconds: Mapped[int | None] = column("Death, where recorded", BigInteger)
+
+
+class TaskCount(Base):
+    """How many members have which status."""
+
+    __tablename__ = "task_count"
+    __table_args__ = {
+        "schema": "label",
+        "comment": "Members by task, split and status, stored when a label set commits.",
+    }
+
+    label_set_id: Mapped[int] = column(
+        "Label set", ForeignKey("label.label_set.label_set_id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = column("Task", SmallInteger, primary_key=True, autoincrement=False)
+    split: Mapped[str] = column("Split", Text, primary_key=True)
+    status: Mapped[str] = column("event, competing, censored, prior or ineligible", Text, primary_key=True)
+    n: Mapped[int] = column("Scans", Integer)
+    persons: Mapped[int] = column("Persons", Integer)
+    person_days: Mapped[float] = column("Days at risk inside the window", Float)
+
+
+class Feature(Base):
+    """What is known of a member at its index."""
+
+    __tablename__ = "feature"
+    __table_args__ = {"schema": "label", "comment": "Numbers known at the index; they look back only."}
+
+    cohort_member_id: Mapped[int] = column(
+        "Member", ForeignKey("label.cohort_member.cohort_member_id", ondelete="CASCADE"), primary_key=True
+    )
+    name: Mapped[str] = column("Feature", Text, primary_key=True)
+    value: Mapped[float | None] = column("Value", REAL)

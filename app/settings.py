@@ -1,0 +1,52 @@
+"""Where things are: one frozen `Settings`, read once from the environment and the current folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the environment says; no field is a secret but the URLs, which are never printed."""
+
+    home: Path | None
+    """The folder of the embedded store, or None where there is none here."""
+    home_is_named: bool = False
+    """True where LACHESIS_HOME names it, so that any command may create it."""
+    database_url: str | None = None
+    """An external Postgres; nothing is started then."""
+    redis_url: str | None = None
+    reader_url: str | None = None
+    artifacts: str | None = None
+    """fsspec URL under which checkpoints and files are kept; default HOME/artifacts."""
+    postgres_version: int = 18
+    role_prefix: str = "lachesis"
+    roots: Mapping[str, Path] = field(default_factory=dict)
+    """LACHESIS_ROOT_<NAME>: where this host keeps the files of a root name."""
+
+
+def find_home(start: Path) -> Path | None:
+    """The nearest `.lachesis/` in `start` or one of its parents."""
+    return next((p / ".lachesis" for p in (start, *start.parents) if (p / ".lachesis").is_dir()), None)
+
+
+def read_settings(environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
+    """Read the settings; the only reader of the process's environment."""
+    env = os.environ if environ is None else environ
+    named = env.get("LACHESIS_HOME")
+    home = Path(named).expanduser().absolute() if named else find_home(folder or Path.cwd())
+    prefix = "LACHESIS_ROOT_"
+    return Settings(
+        home=home,
+        home_is_named=bool(named),
+        database_url=env.get("LACHESIS_DATABASE_URL") or None,
+        redis_url=env.get("LACHESIS_REDIS_URL") or None,
+        reader_url=env.get("LACHESIS_READER_URL") or None,
+        artifacts=env.get("LACHESIS_ARTIFACTS") or None,
+        postgres_version=int(env.get("LACHESIS_POSTGRES") or 18),
+        role_prefix=env.get("LACHESIS_ROLE_PREFIX") or "lachesis",
+        roots={k[len(prefix) :].lower(): Path(v) for k, v in env.items() if k.startswith(prefix) and v},
+    )
