@@ -1,0 +1,47 @@
+"""The command line: parse, call, print. No SQL and no logic; every listing stays free of heavy imports."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from app.errors import LachesisError
+
+app = typer.Typer(
+    name="lachesis",
+    help="A feature and label store with a training service for time-to-event pretraining of 3D CT encoders.\n\n"
+    "Data flows one way, one verb a stage: load, cohort, tasks, label, pretrain, embed, evaluate, report.\n\n"
+    "Try: lachesis demo · lachesis up · lachesis load omop EXTRACT · lachesis sql 'SELECT * FROM label.tte_long LIMIT 5'",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _register() -> None:
+    from app.cli import demo, jobs, look, servers, stages
+
+    for module in (stages, look, jobs, servers, demo):
+        module.register(app)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; an error of ours is one sentence on stderr and its exit code."""
+    _register()
+    try:
+        app(args=argv, prog_name="lachesis")
+    except LachesisError as error:
+        print(f"lachesis: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
