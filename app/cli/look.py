@@ -1,0 +1,178 @@
+"""Looking: `ls`, `show`, `concepts`, `similar`; questions are asked in app/store/listing.py."""
+
+from __future__ import annotations
+
+import csv
+import json as jsonlib
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from app.errors import InputError, UnknownName
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def connect() -> Any:
+    """An engine of the store here; raises StoreError where there is none."""
+    from app.embedded import ensure_up
+    from app.settings import read_settings
+    from app.store.session import make_engine
+
+    return make_engine(ensure_up(read_settings()).database_url)
+
+
+def plain(value: Any) -> str:
+    """A cell as a person reads it."""
+    import datetime as dt
+
+    if value is None:
+        return ""
+    if isinstance(value, dt.datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    if isinstance(value, (dict, list)):
+        return jsonlib.dumps(value, default=str)
+    if isinstance(value, bytes):
+        return value.hex()[:12]
+    return str(value)
+
+
+def print_table(rows: list[dict[str, Any]], title: str | None = None) -> None:
+    """Rows as an aligned table, or a line that there are none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    if not rows:
+        console.print(f"{title}: none" if title else "none")
+        return
+    table = Table(*rows[0].keys(), title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(plain(value) for value in row.values()))
+    console.print(table)
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """One thing, a line a field."""
+    width = max(map(len, record))
+    for key, value in record.items():
+        typer.echo(f"{key:<{width}}  {plain(value)}")
+
+
+def print_csv(rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV: one header line, LF line ends."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if rows:
+        writer.writerow(rows[0].keys())
+    writer.writerows([plain(value) for value in row.values()] for row in rows)
+
+
+def ls(
+    kind: Annotated[str, typer.Argument(help="load, reject, person, cohort, task, label, checkpoint, metric or job.")],
+    limit: Annotated[int, typer.Option(help="Rows at the most.", min=1)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List things of a kind, newest first.
+
+    Examples:
+      lachesis ls loads
+      lachesis ls metrics --limit 200 --json
+    """
+    from app.store import listing
+
+    _, found = listing.kind_named(kind)
+    with connect().connect() as connection:
+        rows = listing.listing(connection, found, limit)
+    if as_json:
+        typer.echo(jsonlib.dumps({"rows": rows}, default=str))
+    else:
+        print_table(rows)
+
+
+def show(
+    kind: Annotated[str, typer.Argument(help="load, reject, person, cohort, task, label, checkpoint, metric or job.")],
+    name: Annotated[str, typer.Argument(help="Its name or id.")],
+    as_csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV on stdout.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show one thing and what belongs to it.
+
+    Examples:
+      lachesis show load 12
+      lachesis show rejects 12 --csv > rejects.csv
+    """
+    from app.store import listing
+
+    word, found = listing.kind_named(kind)
+    with connect().connect() as connection:
+        rows = listing.details(connection, found.one, name)
+        if not rows and word != "reject":
+            raise UnknownName(word, name, listing.names(connection, word))
+        parts = {title: listing.details(connection, statement, name) for title, statement in found.parts}
+    if as_json:
+        typer.echo(jsonlib.dumps({"rows": rows, **parts}, default=str))
+    elif as_csv:
+        print_csv(rows)
+    else:
+        print_record(rows[0]) if len(rows) == 1 else print_table(rows)
+        for title, part in parts.items():
+            print_table(part, title)
+
+
+def concepts(
+    words: Annotated[str, typer.Argument(metavar="TEXT", help="Part of a name or synonym, or a code.")],
+    limit: Annotated[int, typer.Option(help="Rows at the most.", min=1)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Search concepts by name, synonym or code, with the persons and events that carry them.
+
+    Examples:
+      lachesis concepts "gastrointestinal hemorrhage"
+      lachesis concepts K92.2
+    """
+    from app.store.concepts import search
+
+    with connect().connect() as connection:
+        rows = search(connection, words, limit)
+    if as_json:
+        typer.echo(jsonlib.dumps({"rows": rows}, default=str))
+    else:
+        print_table(rows)
+
+
+def similar(
+    image: Annotated[int, typer.Argument(help="image_occurrence_id of a scan.")],
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint whose embeddings to compare: name or id.")],
+    k: Annotated[int, typer.Option(help="Neighbours.", min=1, max=1000)] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """The scans nearest to one, by cosine distance of their embeddings.
+
+    Examples:
+      lachesis similar 17 --checkpoint tiny-tte
+      lachesis similar 17 --checkpoint 3 -k 25 --json
+    """
+    from sqlalchemy import text
+    from sqlalchemy.exc import DBAPIError
+
+    statement = text("SELECT * FROM model.neighbours(:image, :checkpoint, :k)")
+    with connect().connect() as connection:
+        try:
+            rows = [
+                dict(r)
+                for r in connection.execute(statement, {"image": image, "checkpoint": checkpoint, "k": k}).mappings()
+            ]
+        except DBAPIError as error:
+            raise InputError(str(error.orig).splitlines()[0]) from None
+    if as_json:
+        typer.echo(jsonlib.dumps({"rows": rows}, default=str))
+    else:
+        print_table(rows)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands that look."""
+    for command in (ls, show, concepts, similar):
+        app.command()(command)
