@@ -1,0 +1,1 @@
+"""Tests mirror the rooms; `reference.py` holds the slow, obvious twins."""
