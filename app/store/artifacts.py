@@ -1,0 +1,173 @@
+"""Checkpoints, embeddings and the files behind them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InputError, StoreError, UnknownName
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from sqlalchemy import Connection
+
+    from app.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A row of model.checkpoint, as far as stages need it."""
+
+    checkpoint_id: int
+    name: str
+    sha256: str
+    arm: str
+    encoder: str
+    width: int
+    recipe: dict[str, Any]
+    seed: int
+    path: str
+    label_set_id: int | None
+    cohort_id: int | None
+    shuffled: bool
+
+
+_FIND = """
+SELECT checkpoint_id, name, sha256, arm, encoder, width, recipe, seed, path, label_set_id, cohort_id, shuffled FROM model.checkpoint
+WHERE (name = :name AND is_final) OR checkpoint_id::text = :name OR (length(:name) >= 6 AND sha256 LIKE :name || '%')
+ORDER BY (name = :name) DESC, checkpoint_id DESC LIMIT 1
+"""
+
+
+def find_checkpoint(connection: Connection, name: str) -> Checkpoint:
+    """The checkpoint meant by a name (its newest), an id or a hash prefix of six digits or more. Raises UnknownName."""
+    from sqlalchemy import text
+
+    row = connection.execute(text(_FIND), {"name": name}).mappings().first()
+    if row is None:
+        known = connection.execute(text("SELECT DISTINCT name FROM model.checkpoint WHERE is_final")).scalars()
+        raise UnknownName("checkpoint", name, known)
+    return Checkpoint(**row)
+
+
+def root(settings: Settings) -> Path:
+    """The folder in which published files lie.
+
+    Raises:
+        StoreError: where neither LACHESIS_ARTIFACTS nor a home says where.
+    """
+    if settings.artifacts:
+        return Path(settings.artifacts.removeprefix("file://"))
+    if settings.home is None:
+        raise StoreError("Expected a place for artifacts, found none; set LACHESIS_ARTIFACTS or LACHESIS_HOME.")
+    return settings.home / "artifacts"
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish(settings: Settings, file: Path, kind: str) -> tuple[str, str]:
+    """Put a file under its digest among the artifacts; (path relative to the artifacts, sha256).
+
+    Writing it again is a no-op, so that two attempts at one job cannot harm each other.
+    """
+    digest = file_digest(file)
+    relative = f"{kind}/{digest[:2]}/{digest}{file.suffix}"
+    target = root(settings) / relative
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(file, part)
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.rename(target)
+    return relative, digest
+
+
+def fetch(settings: Settings, relative: str, sha256: str) -> Path:
+    """A published file, its content checked. Raises StoreError where it is missing or altered."""
+    path = root(settings) / relative
+    if not path.is_file():
+        raise StoreError(
+            f"Expected the artifact {relative} on this host, found none; set LACHESIS_ARTIFACTS to where it is."
+        )
+    if file_digest(path) != sha256:
+        raise StoreError(f"The artifact {relative} is not what was stored (sha256 differs); restore it from a backup.")
+    return path
+
+
+def add_checkpoint(connection: Connection, values: Mapping[str, Any]) -> int:
+    """Insert a row of model.checkpoint; its key."""
+    from sqlalchemy import insert
+
+    from app.schema.model import Checkpoint as Table
+
+    return int(connection.execute(insert(Table).values(**values).returning(Table.checkpoint_id)).scalar_one())
+
+
+def replace_embeddings(
+    connection: Connection, checkpoint_id: int, images: NDArray[np.int64], vectors: NDArray[np.float32]
+) -> None:
+    """Put the vectors of some scans under one checkpoint, in place of older ones, by COPY.
+
+    Args:
+        connection: its transaction holds the change.
+        checkpoint_id: the partition, which must exist (model.add_embedding_partition).
+        images: (N,) image_occurrence_id, distinct.
+        vectors: (N, D) standardised, finite, not zero, within the range of a half.
+    """
+    from sqlalchemy import text
+
+    from app.store.session import raw
+
+    connection.execute(
+        text("DELETE FROM model.embedding WHERE checkpoint_id = :c AND image_occurrence_id = ANY(:i)"),
+        {"c": checkpoint_id, "i": [int(i) for i in images]},
+    )
+    statement = "COPY model.embedding (checkpoint_id, image_occurrence_id, embedding) FROM STDIN"
+    with raw(connection).cursor() as cursor, cursor.copy(statement) as copy:
+        for image, vector in zip(images, vectors, strict=True):
+            numbers = ",".join(format(x, ".6g") for x in vector.tolist())
+            copy.write(f"{checkpoint_id}\t{image}\t[{numbers}]\n")
+
+
+def embedding_set(connection: Connection, checkpoint: Checkpoint, cohort_id: int) -> Mapping[str, Any]:
+    """The embedding of a cohort by a checkpoint. Raises InputError saying which command makes it."""
+    from sqlalchemy import text
+
+    row = (
+        connection.execute(
+            text("SELECT * FROM model.embedding_set WHERE checkpoint_id = :c AND cohort_id = :k"),
+            {"c": checkpoint.checkpoint_id, "k": cohort_id},
+        )
+        .mappings()
+        .first()
+    )
+    if row is None:
+        cohort = connection.execute(
+            text("SELECT name FROM label.cohort WHERE cohort_id = :k"), {"k": cohort_id}
+        ).scalar()
+        raise InputError(
+            f"Expected embeddings of cohort {cohort!r} by checkpoint {checkpoint.name!r}, found none; "
+            f"run `lachesis embed {checkpoint.name} --cohort {cohort}` first."
+        )
+    return row
+
+
+def insert_rows(connection: Connection, table: Any, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Insert many rows of one model; how many."""
+    from sqlalchemy import insert
+
+    listed = [dict(row) for row in rows]
+    if listed:
+        connection.execute(insert(table), listed)
+    return len(listed)
