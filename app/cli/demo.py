@@ -14,6 +14,9 @@ import typer
 from app.errors import InputError
 from app.settings import Settings, read_settings
 
+SOURCE = "demo"
+"""A demo replaces the one before it; beside a real source with the same person ids it is refused."""
+
 SIMULATED_TASKS = ("hf", "copd", "cancer", "death")
 
 Run = Callable[..., dict[str, Any]]
@@ -26,7 +29,6 @@ class Plan:
     omop: Path
     images: Path
     root: Path | None
-    source: str
     encoder: str
     arbitrary_pairing: bool
     task_args: dict[str, Any]
@@ -135,7 +137,6 @@ def simulated_plan(
         omop=folder / "omop",
         images=folder / "manifest.csv",
         root=None,
-        source=f"simulated-{persons}-seed{seed}",
         encoder=encoder,
         arbitrary_pairing=False,
         task_args={"specs": specs},
@@ -164,7 +165,6 @@ def real_plan(
         omop=omop.absolute(),
         images=images.absolute(),
         root=root.absolute() if root else None,
-        source=omop.absolute().name,
         encoder=encoder,
         arbitrary_pairing=arbitrary,
         task_args={"specs": [builtin(name).to_dict() for name in clinical_task_names()], "allow_absent": True},
@@ -207,14 +207,23 @@ def run_flow(settings: Settings, plan: Plan) -> dict[str, Any]:
 def load_and_label(run: Run, plan: Plan) -> None:
     """From files to labels."""
     root = {"images": str(plan.root)} if plan.root else None
-    run("load", plan.source, what="omop", path=str(plan.omop), source=plan.source, mode="snapshot", max_rejects=0.05)
     run(
         "load",
-        plan.source,
+        SOURCE,
+        what="omop",
+        path=str(plan.omop),
+        source=SOURCE,
+        mode="snapshot",
+        max_rejects=0.05,
+        allow_shrink=True,
+    )
+    run(
+        "load",
+        SOURCE,
         what="images",
         path=str(plan.images),
         root=root,
-        source=f"{plan.source}-images",
+        source=f"{SOURCE}-images",
         arbitrary_pairing=plan.arbitrary_pairing,
     )
     run("cohort", "demo", name="demo", follow_up="observation_period", per="study")

@@ -1,0 +1,40 @@
+"""STAGES: kind of job → the function that fulfils it; each is imported when it first runs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from app.errors import InputError, UnknownName
+from app.store.work import Work
+
+Stage = Callable[[Work], dict[str, Any]]
+
+STAGES: dict[str, str] = {
+    "load": "workers.stages.load",
+    "cohort": "app.store.cohorts:build",
+    "tasks": "app.store.tasks:build",
+    "label": "workers.stages.label",
+    "pretrain": "workers.stages.pretrain",
+    "embed": "workers.stages.embed",
+    "evaluate": "workers.stages.evaluate",
+    "report": "workers.stages.report",
+}
+"""`module` (its function has the stage's name) or `module:function`."""
+
+
+def stage(kind: str) -> Stage:
+    """The function of a kind; what it raises as ValueError about input becomes an InputError."""
+    if kind not in STAGES:
+        raise UnknownName("kind of job", kind, STAGES)
+    module, _, function = STAGES[kind].partition(":")
+    found: Stage = getattr(importlib.import_module(module), function or kind)
+
+    def run(work: Work) -> dict[str, Any]:
+        try:
+            return found(work)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    return run
