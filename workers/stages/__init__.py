@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from app.errors import InputError, UnknownName
+from app.errors import UnknownName
 from app.store.work import Work
 
 Stage = Callable[[Work], dict[str, Any]]
@@ -25,16 +25,9 @@ STAGES: dict[str, str] = {
 
 
 def stage(kind: str) -> Stage:
-    """The function of a kind; what it raises as ValueError about input becomes an InputError."""
+    """The function of a kind. Raises UnknownName."""
     if kind not in STAGES:
         raise UnknownName("kind of job", kind, STAGES)
     module, _, function = STAGES[kind].partition(":")
     found: Stage = getattr(importlib.import_module(module), function or kind)
-
-    def run(work: Work) -> dict[str, Any]:
-        try:
-            return found(work)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    return run
+    return found
