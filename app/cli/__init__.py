@@ -12,7 +12,8 @@ app = typer.Typer(
     name="lachesis",
     help="A feature and label store with a training service for time-to-event pretraining of 3D CT encoders.\n\n"
     "Data flows one way, one verb a stage: load, cohort, tasks, label, pretrain, embed, evaluate, report.\n\n"
-    "Try: lachesis demo · lachesis up · lachesis load omop EXTRACT · lachesis sql 'SELECT * FROM label.tte_long LIMIT 5'",
+    "Try: lachesis demo · lachesis up · lachesis load omop EXTRACT · "
+    "lachesis sql 'SELECT * FROM label.tte_long LIMIT 5'",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

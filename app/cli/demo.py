@@ -57,7 +57,8 @@ def simulate(
     """
     write_simulation(folder, persons, seed)
     typer.echo(
-        f"{folder}: {persons} simulated persons and scans; tasks in {folder / 'tasks'}, true hazards in {folder / 'truth.csv'}"
+        f"{folder}: {persons} simulated persons and scans; "
+        f"tasks in {folder / 'tasks'}, true hazards in {folder / 'truth.csv'}"
     )
 
 
@@ -128,8 +129,7 @@ def simulated_plan(
     """Simulate unless this very cohort lies there already."""
     from app.tasks import read_task_file
 
-    assert settings.home is not None
-    folder = settings.home / "demo" / f"simulated-{persons}-seed{seed}"
+    folder = (settings.home or Path.cwd() / ".lachesis") / "demo" / f"simulated-{persons}-seed{seed}"
     if not (folder / "manifest.csv").exists():
         write_simulation(folder, persons, seed)
     specs = [read_task_file(folder / "tasks" / f"{name}.toml").to_dict() for name in SIMULATED_TASKS]
@@ -234,7 +234,8 @@ def load_and_label(run: Run, plan: Plan) -> None:
 
 
 QUERIES = (
-    "SELECT task, status, sum(n) AS scans FROM label.task_count WHERE label_set = 'outcomes' GROUP BY 1, 2 ORDER BY 1, 2",
+    "SELECT task, status, sum(n) AS scans FROM label.task_count WHERE label_set = 'outcomes' "
+    "GROUP BY 1, 2 ORDER BY 1, 2",
     "SELECT task, metric, inputs, arm, round(value::numeric, 3) AS value, ci_low, ci_high, reason FROM model.metric "
     "WHERE metric LIKE '%harrell_c' ORDER BY task, inputs",
     "SELECT n.* FROM model.embedding e, model.neighbours(e.image_occurrence_id, e.checkpoint_id::text, 5) n LIMIT 5",

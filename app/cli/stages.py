@@ -214,7 +214,7 @@ def tasks(
       lachesis tasks pretraining --cohort chest --size 1024
       lachesis tasks outcomes --cohort chest --task clinical --file gi_bleed.toml
     """
-    from app.tasks import clinical_task_names, builtin, read_task_file
+    from app.tasks import builtin, clinical_task_names, read_task_file
 
     if (size is None) == (not task and not file):
         raise InputError("Expected either --size or at least one --task or --file; give one of the two.")

@@ -12,13 +12,15 @@ _SEARCH = """
 WITH hit AS (
     SELECT DISTINCT c.concept_id, c.concept_name, c.vocabulary_id, c.concept_code, c.standard_concept
     FROM omop.concept c LEFT JOIN omop.concept_synonym s USING (concept_id)
-    WHERE c.concept_name ILIKE :like OR s.concept_synonym_name ILIKE :like OR c.concept_code = :words OR c.concept_id::text = :words
+    WHERE c.concept_name ILIKE :like OR s.concept_synonym_name ILIKE :like
+       OR c.concept_code = :words OR c.concept_id::text = :words
     ORDER BY c.standard_concept NULLS LAST, c.concept_name LIMIT :wide
 )
 SELECT h.*,
     (SELECT count(*) FROM omop.event e WHERE e.concept_id = h.concept_id) AS events,
     (SELECT count(DISTINCT e.person_id) FROM omop.event e WHERE e.concept_id = h.concept_id) AS persons,
-    (SELECT count(DISTINCT e.person_id) FROM omop.concept_ancestor a JOIN omop.event e ON e.concept_id = a.descendant_concept_id
+    (SELECT count(DISTINCT e.person_id)
+     FROM omop.concept_ancestor a JOIN omop.event e ON e.concept_id = a.descendant_concept_id
      WHERE a.ancestor_concept_id = h.concept_id) AS persons_with_descendants
 FROM hit h ORDER BY persons_with_descendants DESC, persons DESC, h.concept_name LIMIT :limit
 """

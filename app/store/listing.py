@@ -24,132 +24,209 @@ class Kind:
 
 
 _LOADS = """
-SELECT l.load_id, l.job_id, s.name AS source, l.table_name AS "table", l.state, l.num_read AS read, l.num_loaded AS loaded,
-       l.num_rejected AS rejected, l.created_at
+SELECT l.load_id, l.job_id, s.name AS source, l.table_name AS "table", l.state,
+       l.num_read AS read, l.num_loaded AS loaded, l.num_rejected AS rejected, l.created_at
 FROM ops.load l JOIN ops.source s USING (source_id)
 """
-_REJECTS = """
+
+LOAD = Kind(
+    listing=_LOADS + "ORDER BY l.load_id DESC LIMIT :limit",
+    one=_LOADS + "WHERE l.load_id::text = :name OR l.job_id::text = :name ORDER BY l.load_id",
+    parts=tuple(
+        (
+            f"{what} by rule",
+            f"""
+SELECT l.table_name AS "table", e.key AS rule, e.value AS rows
+FROM ops.load l, jsonb_each_text(l.{what}_by_rule) e
+WHERE l.load_id::text = :name OR l.job_id::text = :name ORDER BY 1, 2
+""",
+        )
+        for what in ("rejects", "flags")
+    ),
+)
+
+REJECT = Kind(
+    listing="""
+SELECT coalesce(r.load_id::text, '-') AS load_id, r.job_id, r.table_name AS "table", r.rule, count(*) AS rows
+FROM ops.reject r GROUP BY 1, 2, 3, 4 ORDER BY 2 DESC, 3, 4 LIMIT :limit
+""",
+    one="""
 SELECT r.table_name AS "table", r.file, r.record, r.column_name AS "column", r.rule, r.row_key
-FROM ops.reject r
-"""
-_LABEL_COUNTS = """
+FROM ops.reject r WHERE r.load_id::text = :name OR r.job_id::text = :name ORDER BY r.reject_id
+""",
+)
+
+PERSON = Kind(
+    listing="""
+SELECT person_id, birth_time, gender_concept_id, num_events
+FROM omop.person LEFT JOIN omop.timeline USING (person_id) ORDER BY person_id LIMIT :limit
+""",
+    one="""
+SELECT person_id, birth_time, gender_concept_id, race_concept_id, ethnicity_concept_id, split, load_id
+FROM omop.person WHERE person_id::text = :name
+""",
+    parts=(
+        (
+            "scans",
+            """
+SELECT image_occurrence_id, acquired_at, verdict, reasons FROM omop.image_occurrence
+WHERE person_id::text = :name ORDER BY 2
+""",
+        ),
+        (
+            "timeline",
+            """
+SELECT e.time, e.date_only, e.domain, e.concept_id, c.concept_name, e.source_row_id, e.load_id
+FROM omop.event e LEFT JOIN omop.concept c USING (concept_id)
+WHERE e.person_id = CAST(:name AS bigint) ORDER BY e.time, e.concept_id LIMIT 1000
+""",
+        ),
+    ),
+)
+
+COHORT = Kind(
+    listing="""
+SELECT c.name, c.version, c.follow_up, c.data_cut, count(m.*) AS scans, count(DISTINCT m.person_id) AS persons,
+       count(*) FILTER (WHERE m.eligible) AS eligible, c.created_at
+FROM label.cohort c LEFT JOIN label.cohort_member m USING (cohort_id)
+WHERE c.is_current GROUP BY c.cohort_id ORDER BY c.cohort_id DESC LIMIT :limit
+""",
+    one="""
+SELECT cohort_id, name, version, follow_up, data_cut, definition, job_id, created_at
+FROM label.cohort WHERE name = :name AND is_current
+""",
+    parts=(
+        (
+            "attrition",
+            """
+SELECT s.value ->> 'step' AS step, s.value ->> 'scans' AS scans, s.value ->> 'persons' AS persons
+FROM label.cohort c, jsonb_array_elements(c.attrition) WITH ORDINALITY s(value, n)
+WHERE c.name = :name AND c.is_current ORDER BY s.n
+""",
+        ),
+        (
+            "splits",
+            """
+SELECT m.split, count(*) AS scans, count(DISTINCT m.person_id) AS persons,
+       count(*) FILTER (WHERE m.eligible) AS eligible
+FROM label.cohort c JOIN label.cohort_member m USING (cohort_id)
+WHERE c.name = :name AND c.is_current GROUP BY 1 ORDER BY 1
+""",
+        ),
+    ),
+)
+
+TASK = Kind(
+    listing="""
+SELECT s.name AS task_set, s.version, s.kind, count(t.*) AS tasks, s.created_at
+FROM label.task_set s LEFT JOIN label.task t USING (task_set_id)
+WHERE s.is_current GROUP BY s.task_set_id ORDER BY s.task_set_id DESC LIMIT :limit
+""",
+    one="""
+SELECT task_set_id, name, version, kind, definition, job_id, created_at
+FROM label.task_set WHERE name = :name AND is_current
+""",
+    parts=(
+        (
+            "tasks",
+            """
+SELECT t.position, t.name, t.title, t.concept_id, t.prior, t.death, t.follow_up, t.horizons_days,
+       t.prevalence, t.entropy, t.num_train_events
+FROM label.task_set s JOIN label.task t USING (task_set_id)
+WHERE s.name = :name AND s.is_current ORDER BY t.position LIMIT 200
+""",
+        ),
+    ),
+)
+
+_LABEL_SETS = "label.label_set l JOIN label.cohort c USING (cohort_id) JOIN label.task_set t USING (task_set_id)"
+
+LABEL = Kind(
+    listing=f"""
+SELECT l.name, l.version, c.name AS cohort, t.name AS tasks, l.num_members AS members, l.num_events AS outcomes,
+       encode(substr(l.digest, 1, 6), 'hex') AS digest, l.created_at
+FROM {_LABEL_SETS} WHERE l.is_current ORDER BY l.label_set_id DESC LIMIT :limit
+""",
+    one=f"""
+SELECT l.label_set_id, l.name, l.version, c.name AS cohort, t.name AS tasks, l.num_members, l.num_events,
+       encode(l.digest, 'hex') AS digest, encode(l.data_digest, 'hex') AS data_digest, l.job_id, l.created_at
+FROM {_LABEL_SETS} WHERE l.name = :name AND l.is_current
+""",
+    parts=(
+        (
+            "members by task, split and status",
+            """
 SELECT t.name AS task, c.split, c.status, c.n, c.persons, round(c.person_days::numeric, 1) AS person_days
 FROM label.label_set s
 JOIN label.task_status_count c USING (label_set_id)
 JOIN label.task t ON t.task_set_id = s.task_set_id AND t.position = c.position
-WHERE s.is_current AND s.name = :name
-ORDER BY t.position, c.split, c.status LIMIT 200
-"""
+WHERE s.is_current AND s.name = :name ORDER BY t.position, c.split, c.status LIMIT 200
+""",
+        ),
+    ),
+)
+
+CHECKPOINT = Kind(
+    listing="""
+SELECT checkpoint_id, name, left(sha256, 12) AS sha256, arm, encoder, step, num_steps, is_final AS final, shuffled,
+       seed, created_at
+FROM model.checkpoint ORDER BY checkpoint_id DESC LIMIT :limit
+""",
+    one="""
+SELECT * FROM model.checkpoint
+WHERE checkpoint_id::text = :name OR sha256 LIKE :name || '%' OR (name = :name AND is_final)
+ORDER BY checkpoint_id DESC LIMIT 1
+""",
+)
+
+METRIC = Kind(
+    listing="""
+SELECT s.name AS label_set, m.task, m.metric, m.horizon_days, c.name AS checkpoint, r.name AS minus, m.head, m.inputs,
+       round(m.value::numeric, 4) AS value, round(m.ci_low::numeric, 4) AS ci_low,
+       round(m.ci_high::numeric, 4) AS ci_high, m.n, m.num_events AS events, m.reason
+FROM model.metric m JOIN label.label_set s USING (label_set_id)
+LEFT JOIN model.checkpoint c ON c.checkpoint_id = m.checkpoint_id
+LEFT JOIN model.checkpoint r ON r.checkpoint_id = m.reference_checkpoint_id
+ORDER BY m.metric_id DESC LIMIT :limit
+""",
+    one="SELECT * FROM model.metric WHERE metric_id::text = :name",
+)
+
+JOB = Kind(
+    listing="""
+SELECT j.job_id, j.kind, j.name, j.state, j.attempt, p.done, p.total, p.unit, j.created_at, j.finished_at,
+       j.error_message
+FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) ORDER BY j.job_id DESC LIMIT :limit
+""",
+    one="SELECT * FROM ops.job WHERE job_id::text = :name",
+    parts=(
+        (
+            "attempts",
+            """
+SELECT fence, host, pid, started_at, finished_at, outcome, exit_code, signal, start_step, error_message
+FROM ops.job_attempt WHERE job_id::text = :name ORDER BY fence
+""",
+        ),
+        (
+            "states",
+            """
+SELECT at, from_state, to_state, fence, detail FROM ops.job_event
+WHERE job_id::text = :name ORDER BY job_event_id
+""",
+        ),
+    ),
+)
 
 KINDS: dict[str, Kind] = {
-    "load": Kind(
-        listing=_LOADS + "ORDER BY l.load_id DESC LIMIT :limit",
-        one=_LOADS + "WHERE l.load_id::text = :name OR l.job_id::text = :name ORDER BY l.load_id",
-        parts=(
-            (
-                "rejects by rule",
-                'SELECT l.table_name AS "table", e.key AS rule, e.value AS rows FROM ops.load l, jsonb_each_text(l.rejects_by_rule) e '
-                "WHERE l.load_id::text = :name OR l.job_id::text = :name ORDER BY 1, 2",
-            ),
-            (
-                "flags by rule",
-                'SELECT l.table_name AS "table", e.key AS rule, e.value AS rows FROM ops.load l, jsonb_each_text(l.flags_by_rule) e '
-                "WHERE l.load_id::text = :name OR l.job_id::text = :name ORDER BY 1, 2",
-            ),
-        ),
-    ),
-    "reject": Kind(
-        listing="SELECT coalesce(r.load_id::text, '-') AS load_id, r.job_id, r.table_name AS \"table\", r.rule, count(*) AS rows "
-        "FROM ops.reject r GROUP BY 1, 2, 3, 4 ORDER BY 2 DESC, 3, 4 LIMIT :limit",
-        one=_REJECTS + "WHERE r.load_id::text = :name OR r.job_id::text = :name ORDER BY r.reject_id",
-    ),
-    "person": Kind(
-        listing="SELECT person_id, birth_time, gender_concept_id, num_events FROM omop.person LEFT JOIN omop.timeline USING (person_id) "
-        "ORDER BY person_id LIMIT :limit",
-        one="SELECT person_id, birth_time, gender_concept_id, race_concept_id, ethnicity_concept_id, split, load_id "
-        "FROM omop.person WHERE person_id::text = :name",
-        parts=(
-            (
-                "scans",
-                "SELECT image_occurrence_id, acquired_at, verdict, reasons FROM omop.image_occurrence WHERE person_id::text = :name ORDER BY 2",
-            ),
-            (
-                "timeline",
-                "SELECT e.time, e.date_only, e.domain, e.concept_id, c.concept_name, e.source_row_id, e.load_id FROM omop.event e "
-                "LEFT JOIN omop.concept c USING (concept_id) WHERE e.person_id = CAST(:name AS bigint) ORDER BY e.time, e.concept_id LIMIT 1000",
-            ),
-        ),
-    ),
-    "cohort": Kind(
-        listing="SELECT c.name, c.version, c.follow_up, c.data_cut, count(m.*) AS scans, count(DISTINCT m.person_id) AS persons, "
-        "count(*) FILTER (WHERE m.eligible) AS eligible, c.created_at FROM label.cohort c "
-        "LEFT JOIN label.cohort_member m USING (cohort_id) WHERE c.is_current GROUP BY c.cohort_id ORDER BY c.cohort_id DESC LIMIT :limit",
-        one="SELECT cohort_id, name, version, follow_up, data_cut, definition, job_id, created_at FROM label.cohort WHERE name = :name AND is_current",
-        parts=(
-            (
-                "attrition",
-                "SELECT s.value ->> 'step' AS step, s.value ->> 'scans' AS scans, s.value ->> 'persons' AS persons FROM label.cohort c, "
-                "jsonb_array_elements(c.attrition) WITH ORDINALITY s(value, n) WHERE c.name = :name AND c.is_current ORDER BY s.n",
-            ),
-            (
-                "splits",
-                "SELECT m.split, count(*) AS scans, count(DISTINCT m.person_id) AS persons, count(*) FILTER (WHERE m.eligible) AS eligible "
-                "FROM label.cohort c JOIN label.cohort_member m USING (cohort_id) WHERE c.name = :name AND c.is_current GROUP BY 1 ORDER BY 1",
-            ),
-        ),
-    ),
-    "task": Kind(
-        listing="SELECT s.name AS task_set, s.version, s.kind, count(t.*) AS tasks, s.created_at FROM label.task_set s "
-        "LEFT JOIN label.task t USING (task_set_id) WHERE s.is_current GROUP BY s.task_set_id ORDER BY s.task_set_id DESC LIMIT :limit",
-        one="SELECT task_set_id, name, version, kind, definition, job_id, created_at FROM label.task_set WHERE name = :name AND is_current",
-        parts=(
-            (
-                "tasks",
-                "SELECT t.position, t.name, t.title, t.concept_id, t.prior, t.death, t.follow_up, t.horizons_days, t.prevalence, t.entropy, "
-                "t.num_train_events FROM label.task_set s JOIN label.task t USING (task_set_id) WHERE s.name = :name AND s.is_current "
-                "ORDER BY t.position LIMIT 200",
-            ),
-        ),
-    ),
-    "label": Kind(
-        listing="SELECT l.name, l.version, c.name AS cohort, t.name AS tasks, l.num_members AS members, l.num_events AS outcomes, "
-        "encode(substr(l.digest, 1, 6), 'hex') AS digest, l.created_at FROM label.label_set l JOIN label.cohort c USING (cohort_id) "
-        "JOIN label.task_set t USING (task_set_id) WHERE l.is_current ORDER BY l.label_set_id DESC LIMIT :limit",
-        one="SELECT l.label_set_id, l.name, l.version, c.name AS cohort, t.name AS tasks, l.num_members, l.num_events, "
-        "encode(l.digest, 'hex') AS digest, encode(l.data_digest, 'hex') AS data_digest, l.job_id, l.created_at FROM label.label_set l "
-        "JOIN label.cohort c USING (cohort_id) JOIN label.task_set t USING (task_set_id) WHERE l.name = :name AND l.is_current",
-        parts=(("members by task, split and status", _LABEL_COUNTS),),
-    ),
-    "checkpoint": Kind(
-        listing="SELECT checkpoint_id, name, left(sha256, 12) AS sha256, arm, encoder, step, num_steps, is_final AS final, shuffled, seed, "
-        "created_at FROM model.checkpoint ORDER BY checkpoint_id DESC LIMIT :limit",
-        one="SELECT * FROM model.checkpoint WHERE checkpoint_id::text = :name OR sha256 LIKE :name || '%' "
-        "OR (name = :name AND is_final) ORDER BY checkpoint_id DESC LIMIT 1",
-    ),
-    "metric": Kind(
-        listing="SELECT s.name AS label_set, m.task, m.metric, m.horizon_days, c.name AS checkpoint, r.name AS minus, m.head, m.inputs, "
-        "round(m.value::numeric, 4) AS value, round(m.ci_low::numeric, 4) AS ci_low, round(m.ci_high::numeric, 4) AS ci_high, m.n, "
-        "m.num_events AS events, m.reason FROM model.metric m JOIN label.label_set s USING (label_set_id) "
-        "LEFT JOIN model.checkpoint c ON c.checkpoint_id = m.checkpoint_id "
-        "LEFT JOIN model.checkpoint r ON r.checkpoint_id = m.reference_checkpoint_id ORDER BY m.metric_id DESC LIMIT :limit",
-        one="SELECT * FROM model.metric WHERE metric_id::text = :name",
-    ),
-    "job": Kind(
-        listing="SELECT j.job_id, j.kind, j.name, j.state, j.attempt, p.done, p.total, p.unit, j.created_at, j.finished_at, j.error_message "
-        "FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) ORDER BY j.job_id DESC LIMIT :limit",
-        one="SELECT * FROM ops.job WHERE job_id::text = :name",
-        parts=(
-            (
-                "attempts",
-                "SELECT fence, host, pid, started_at, finished_at, outcome, exit_code, signal, start_step, error_message "
-                "FROM ops.job_attempt WHERE job_id::text = :name ORDER BY fence",
-            ),
-            (
-                "states",
-                "SELECT at, from_state, to_state, fence, detail FROM ops.job_event WHERE job_id::text = :name ORDER BY job_event_id",
-            ),
-        ),
-    ),
+    "load": LOAD,
+    "reject": REJECT,
+    "person": PERSON,
+    "cohort": COHORT,
+    "task": TASK,
+    "label": LABEL,
+    "checkpoint": CHECKPOINT,
+    "metric": METRIC,
+    "job": JOB,
 }
 
 

@@ -34,7 +34,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def median_ratio(ours: Callable[[], object], theirs: Callable[[], object], pairs: int = 5) -> tuple[float, float, float]:
+def median_ratio(
+    ours: Callable[[], object], theirs: Callable[[], object], pairs: int = 5
+) -> tuple[float, float, float]:
     """Time ours and theirs in turn; the median of theirs / ours, and the median seconds of each.
 
     Interleaving shares a noisy machine's weather fairly between the two.
