@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.errors import InputError
+
+POSTGRES_VERSIONS = ("16", "18")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
@@ -34,10 +38,17 @@ def find_home(start: Path) -> Path | None:
 
 
 def read_settings(environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
-    """Read the settings; the only reader of the process's environment."""
+    """Read the settings; the only reader of the process's environment.
+
+    Raises:
+        InputError: a variable has a value that is none of those it may have.
+    """
     env = os.environ if environ is None else environ
     named = env.get("LACHESIS_HOME")
     home = Path(named).expanduser().absolute() if named else find_home(folder or Path.cwd())
+    postgres = env.get("LACHESIS_POSTGRES") or POSTGRES_VERSIONS[-1]
+    if postgres not in POSTGRES_VERSIONS:
+        raise InputError(f"Expected LACHESIS_POSTGRES to be {' or '.join(POSTGRES_VERSIONS)}, got {postgres!r}.")
     prefix = "LACHESIS_ROOT_"
     return Settings(
         home=home,
@@ -46,7 +57,7 @@ def read_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
         redis_url=env.get("LACHESIS_REDIS_URL") or None,
         reader_url=env.get("LACHESIS_READER_URL") or None,
         artifacts=env.get("LACHESIS_ARTIFACTS") or None,
-        postgres_version=int(env.get("LACHESIS_POSTGRES") or 18),
+        postgres_version=int(postgres),
         role_prefix=env.get("LACHESIS_ROLE_PREFIX") or "lachesis",
         roots={k[len(prefix) :].lower(): Path(v) for k, v in env.items() if k.startswith(prefix) and v},
     )
