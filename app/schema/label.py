@@ -193,7 +193,7 @@ class Tte(Base):
         Index("ix_tte_event_tasks", "event_tasks", postgresql_using="gin"),
         {
             "schema": "label",
-            "comment": "Time-to-event labels as sparse arrays, one row a member; read them through label.tte_long or label.outcome.",
+            "comment": "Labels as sparse arrays, one row a member; read them through label.tte_long or label.outcome.",
         },
     )
 
@@ -221,10 +221,10 @@ class Tte(Base):
     death_seconds: Mapped[int | None] = column("Death, where recorded", BigInteger)
 
 
-class TaskCount(Base):
-    """How many members have which status."""
+class TaskStatusCount(Base):
+    """How many members have which status; the view label.task_count shows it by name."""
 
-    __tablename__ = "task_count"
+    __tablename__ = "task_status_count"
     __table_args__ = {
         "schema": "label",
         "comment": "Members by task, split and status, stored when a label set commits.",

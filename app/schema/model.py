@@ -162,7 +162,7 @@ class Metric(Base):
         Index(None, "checkpoint_id"),
         {
             "schema": "model",
-            "comment": "Metrics with person-level intervals; a null value carries the reason why it cannot be estimated.",
+            "comment": "Metrics with person-level intervals; a null value carries its reason.",
         },
     )
 

@@ -93,7 +93,7 @@ class VisitOccurrence(Base):
 
 
 class Event(Base):
-    """One row of a timeline. Partitioned by load; no key of its own, (load_id, domain, source_row_id) finds its source."""
+    """One row of a timeline. Partitioned by load; (load_id, domain, source_row_id) finds its source."""
 
     __tablename__ = "event"
     __table_args__ = (
@@ -101,7 +101,7 @@ class Event(Base):
         Index(None, "concept_id", "person_id", "time"),
         {
             "schema": "omop",
-            "comment": "All clinical facts as one stream, one row each; partitioned by load_id. Features look back from an index, labels forward.",
+            "comment": "All clinical facts as one stream, one row each; partitioned by load_id.",
             "postgresql_partition_by": "LIST (load_id)",
         },
     )
@@ -118,7 +118,8 @@ class Event(Base):
     end_time: Mapped[dt.datetime | None] = column("End, where the table has one", NAIVE)
     visit_occurrence_id: Mapped[int | None] = column("Visit, null where the extract names none that exists", BigInteger)
     domain: Mapped[str] = column(
-        "Table it came from: c condition, d drug, p procedure, e device, m measurement, o observation, s specimen, v visit, w visit_detail, x death",
+        "Its table: c condition, d drug, p procedure, e device, m measurement, o observation, s specimen, "
+        "v visit, w visit_detail, x death",
         PG_CHAR(1),
     )
     source_row_id: Mapped[int] = column("Primary key of the row in its table (person_id for death)", BigInteger)

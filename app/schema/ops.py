@@ -52,7 +52,7 @@ class Job(Base):
         UniqueConstraint("schedule_id", "scheduled_for"),
         {
             "schema": "ops",
-            "comment": "Every stage is a job: what was asked for, who holds it, how it ended. The truth; Redis only nudges.",
+            "comment": "Every stage is a job: what was asked for, who holds it, how it ended.",
         },
     )
 

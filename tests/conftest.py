@@ -1,0 +1,112 @@
+"""Real servers for tests: one embedded store a session, one fresh database a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from app.embedded import Store, ensure_up, stop
+from app.settings import Settings
+from app.store.session import make_engine
+from app.store.work import InlineWork
+
+TEMPLATE = "lachesis_template"
+_counter = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Store]:
+    """An embedded store with real Postgres and Redis in a temporary home; gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="lachesis-tests-"))
+    settings = Settings(
+        home=folder / "home", home_is_named=True, postgres_version=int(os.environ.get("LACHESIS_POSTGRES") or 18)
+    )
+    folder.chmod(0o711)
+    try:
+        made = ensure_up(settings)
+        with psycopg.connect(made.database_url, autocommit=True) as connection:
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # nothing here outlives the session
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            connection.execute("SELECT pg_reload_conf()")
+        yield made
+        stop(settings)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template(store: Store) -> str:
+    """Name of a migrated, empty database that is copied for each test."""
+    url = store.database_url.replace("/lachesis?", "/postgres?", 1)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE lachesis")
+    return TEMPLATE
+
+
+@pytest.fixture
+def database_url(store: Store, template: str) -> Iterator[str]:
+    """URL of a fresh database with the schema and no rows."""
+    name = f"test_{os.getpid()}_{next(_counter)}"
+    admin = store.database_url.replace("/lachesis?", "/postgres?", 1)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield store.database_url.replace("/lachesis?", f"/{name}?", 1)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on the fresh database."""
+    made = make_engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def redis_url(store: Store) -> Iterator[str]:
+    """URL of the session's Redis, a numbered database that is empty before the test."""
+    import redis
+
+    url = store.redis_url.replace("db=0", "db=1")
+    with redis.from_url(url) as client:
+        client.flushdb()
+        yield url
+        client.flushdb()
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
+    """Settings as they are with servers of somebody else: both URLs, and a home for files."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return Settings(home=home, home_is_named=True, database_url=database_url, redis_url=redis_url)
+
+
+@pytest.fixture
+def work(engine: Engine, settings: Settings, tmp_path: Path) -> Callable[..., InlineWork]:
+    """A factory of work for a stage: `work(name="a", path="b")`, without a job row."""
+
+    def make(**args: Any) -> InlineWork:
+        return InlineWork(engine, args=args, folder=tmp_path / "work", settings=replace(settings))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real extracts that LACHESIS_TEST_DATA names."""
+    named = os.environ.get("LACHESIS_TEST_DATA")
+    if not named:
+        pytest.skip("set LACHESIS_TEST_DATA to the folder of real extracts to run this test")
+    return Path(named)
