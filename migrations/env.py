@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from app.schema import SCHEMAS, metadata
 from app.settings import read_settings
+from app.store.schema_version import is_compared
 
 VERSION_TABLE = {"version_table": "alembic_version", "version_table_schema": "ops"}
 LOCK = 4_210_001
@@ -18,11 +19,6 @@ LOCK = 4_210_001
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
     """Only our schemas are compared with the models."""
     return name in SCHEMAS if kind == "schema" else True
-
-
-def include_object(table: Any, name: str | None, kind: str, _reflected: bool, _compared: Any) -> bool:
-    """The version table, and partitions of loads and checkpoints, are no part of the models."""
-    return not (kind == "table" and (name == "alembic_version" or table.info.get("partition")))
 
 
 def run(connection: Connection) -> None:
@@ -35,7 +31,7 @@ def run(connection: Connection) -> None:
         target_metadata=metadata,
         include_schemas=True,
         include_name=include_name,
-        include_object=include_object,
+        include_object=is_compared,
         compare_server_default=True,
         **VERSION_TABLE,
     )

@@ -13,7 +13,10 @@ from app.errors import StoreError
 from app.settings import Settings
 from app.store import schema_version
 
-__all__ = ["Store", "connection_url", "ensure_up", "ensure_workers", "status", "stop"]
+__all__ = ["Store", "connection_url", "ensure_up", "ensure_workers", "listen_on", "psql_command", "status", "stop"]
+
+READER_URL_FILE = "reader_url"
+"""In the home, for its owner alone: the URL with which readers connect by TCP."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +32,12 @@ class Store:
     embedded: bool
 
 
-def ensure_up(settings: Settings, *, create: bool = False, listen: str | None = None) -> Store:
+def ensure_up(settings: Settings, *, create: bool = False) -> Store:
     """The store that is meant here, started and of this code's version.
 
     Args:
         settings: external URLs mean servers of somebody else: nothing is started and nothing changed there.
         create: make a store where there is none (`up`, `demo`); a home named by LACHESIS_HOME is made anyway.
-        listen: [HOST:]PORT on which the embedded Postgres listens besides its socket, when it is started.
 
     Raises:
         StoreError: there is no store, a server does not answer, or its schema is of another version.
@@ -44,13 +46,13 @@ def ensure_up(settings: Settings, *, create: bool = False, listen: str | None = 
     if settings.database_url is not None:
         return _external(settings, settings.database_url)
     place = homes.existing(settings)
-    if place is not None and listen is None:
+    if place is not None:
         store = _quick(settings, place)
         if store is not None:
             return store
     if place is None and not (create or settings.home_is_named):
         raise homes.no_store(settings)
-    return _start(settings, listen)
+    return _start(settings)
 
 
 def connection_url(settings: Settings) -> str:
@@ -65,7 +67,7 @@ def connection_url(settings: Settings) -> str:
     if place is None:
         raise homes.no_store(settings)
     with homes.lock(place.home):
-        _start_servers(place, None)
+        _start_servers(place)
     return postgres.database_url(place)
 
 
@@ -97,17 +99,53 @@ def status(settings: Settings) -> dict[str, Any]:
         return {"home": None, "embedded": False, "schema": version, "schema_needed": schema_version.NEEDED}
     place = _embedded_place(settings)
     pid = postgres.running(place)
+    port = postgres.listening_port(place)
     return {
         "home": str(place.home),
         "embedded": True,
         "servers": str(place.servers),
         "postgres": pid,
         "postgres_version": postgres.major_version(place),
+        "listens": f"127.0.0.1:{port}" if port else None,
+        "reader_url_file": str(place.home / READER_URL_FILE) if port else None,
         "redis": redis.running(place) if redis.answers(place) else None,
         "workers": processes.live_workers(place.home),
         "schema": schema_version.revision_of(postgres.database_url(place)) if pid else None,
         "schema_needed": schema_version.NEEDED,
     }
+
+
+def listen_on(store: Store, port: int) -> None:
+    """Let readers connect to 127.0.0.1:`port` with the password in HOME/reader_url; 0 ends that. Restarts Postgres.
+
+    Raises:
+        StoreError: workers run, whose sessions a restart would cut; or the port is taken.
+    """
+    place = _embedded_place(store.settings)
+    with homes.lock(place.home):
+        before = postgres.listening_port(place)
+        if before == port:
+            return
+        if processes.live_workers(place.home):
+            raise StoreError("Workers run, and Postgres must start again to listen; run `lachesis down` first.")
+        postgres.stop(place)
+        postgres.listen_on(place, port)
+        try:
+            _start_servers(place)
+        except StoreError:
+            postgres.listen_on(place, before)
+            raise
+        _set_reader_password(store.settings, place, port)
+
+
+def psql_command(settings: Settings) -> list[str]:
+    """The psql that comes with the servers, on the store as its owner."""
+    from app.embedded.binaries import postgres_programs
+
+    url = connection_url(settings)
+    place = homes.existing(settings)
+    version = settings.postgres_version if place is None else postgres.major_version(place)
+    return [str(postgres_programs(None, version) / "psql"), url]
 
 
 def ensure_workers(store: Store) -> list[str]:
@@ -179,7 +217,7 @@ def _quick(settings: Settings, place: homes.Place) -> Store | None:
     return _store(settings, place) if found == schema_version.NEEDED else None
 
 
-def _start(settings: Settings, listen: str | None) -> Store:
+def _start(settings: Settings) -> Store:
     """Make, start and upgrade under the home's lock; whoever waited for it finds the work done."""
     place = homes.existing(settings)
     new = place is None
@@ -189,16 +227,16 @@ def _start(settings: Settings, listen: str | None) -> Store:
         if new:
             postgres.initialise(place, settings.postgres_version)
         homes.secure(place)
-        _start_servers(place, listen)
+        _start_servers(place)
         _upgrade(settings, place)
     if new:
         homes.say(f"made a store in {place.home}.")
     return _store(settings, place)
 
 
-def _start_servers(place: homes.Place, listen: str | None) -> None:
+def _start_servers(place: homes.Place) -> None:
     homes.secure(place)
-    postgres.start(place, listen)
+    postgres.start(place)
     redis.start(place)
 
 
@@ -213,6 +251,24 @@ def _upgrade(settings: Settings, place: homes.Place) -> None:
     schema_version.upgrade(url, role_prefix=settings.role_prefix)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f'ALTER ROLE "{settings.role_prefix}_reader" LOGIN')
+
+
+def _set_reader_password(settings: Settings, place: homes.Place, port: int) -> None:
+    import secrets
+
+    import psycopg
+
+    path = place.home / READER_URL_FILE
+    path.unlink(missing_ok=True)
+    if not port:
+        return
+    password = secrets.token_urlsafe(24)
+    role = f"{settings.role_prefix}_reader"
+    with psycopg.connect(postgres.database_url(place), autocommit=True) as connection:
+        hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+        connection.execute(f"ALTER ROLE \"{role}\" PASSWORD '{hashed}'")
+    path.touch(mode=0o600)
+    path.write_text(f"postgresql://{role}:{password}@127.0.0.1:{port}/{postgres.OWNER}\n")
 
 
 def _embedded_place(settings: Settings) -> homes.Place:

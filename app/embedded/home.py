@@ -196,7 +196,8 @@ def _create_as_root(home: Path) -> Place:
     if _pointer(home) == home and reaches(user.pw_uid, user.pw_gid, home):
         return Place(home=home, servers=home, uid=user.pw_uid, gid=user.pw_gid)
     servers = SYSTEM_FOLDER / hashlib.sha256(os.fsencode(os.path.realpath(home))).hexdigest()[:16]
-    SYSTEM_FOLDER.mkdir(mode=0o755, exist_ok=True)
+    SYSTEM_FOLDER.mkdir(parents=True, exist_ok=True)
+    SYSTEM_FOLDER.chmod(0o755)
     if (servers / "postgres").exists():
         _set_aside(servers, user.pw_uid)
     servers.mkdir(mode=0o711, exist_ok=True)
@@ -273,7 +274,7 @@ def _make_private(folder: Path, place: Place) -> None:
 
 def _refuse_foreign(place: Place) -> None:
     """Nothing of somebody else's is taken over: our folders are absent, empty or ours."""
-    ours = {"postgres": {"new", "data", "log", "log.1"}, "redis": {"redis.pid", "log"}, "sock": None}
+    ours = {"postgres": {"new", "data", "log", "port"}, "redis": {"redis.pid", "log"}, "sock": None}
     for name, known in ours.items():
         folder = place.servers / name
         if not folder.exists():

@@ -40,7 +40,26 @@ log_parameter_max_length_on_error = 0
 
 def database_url(place: Place, *, role: str = OWNER, database: str = OWNER) -> str:
     """URL of a database through the socket, for libpq and SQLAlchemy alike."""
-    return f"postgresql://{quote(role)}@/{quote(database)}?host={quote(str(place.sock))}"
+    port = listening_port(place)
+    return f"postgresql://{quote(role)}@/{quote(database)}?host={quote(str(place.sock))}" + (
+        f"&port={port}" if port else ""
+    )
+
+
+def listening_port(place: Place) -> int:
+    """TCP port on this machine that Postgres listens on besides its socket; 0 for none."""
+    try:
+        return int((place.postgres / "port").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def listen_on(place: Place, port: int) -> None:
+    """Listen on 127.0.0.1:`port` from the next start on; 0 for the socket alone."""
+    path = place.postgres / "port"
+    path.unlink(missing_ok=True)
+    if port:
+        _append(place, path, f"{port}\n")
 
 
 def major_version(place: Place) -> int:
@@ -69,7 +88,7 @@ def initialise(place: Place, major: int) -> None:
     new.rename(data)
 
 
-def start(place: Place, listen: str | None = None) -> None:
+def start(place: Place) -> None:
     """Start Postgres and wait until it answers; an old postmaster that is still dying is waited for.
 
     Raises:
@@ -82,7 +101,7 @@ def start(place: Place, listen: str | None = None) -> None:
         _forget_stale(data, place.uid)
         if running(place) is not None and _answers(place, programs):
             return
-        options = shlex.join(_options(place, listen))
+        options = shlex.join(_options(place))
         command = [str(programs / "pg_ctl"), "-D", str(data), "-s", "-w", "-t", "60"]
         log = place.postgres / "log"
         begun = subprocess.run(
@@ -119,8 +138,9 @@ def create_database(place: Place) -> None:
             connection.execute(f"CREATE DATABASE {OWNER}")
 
 
-def _options(place: Place, listen: str | None) -> list[str]:
-    host, _, port = (listen or "").rpartition(":")
+def _options(place: Place) -> list[str]:
+    port = listening_port(place)
+    host = "127.0.0.1" if port else ""
     return [
         *("-c", f"unix_socket_directories={place.sock}", "-c", "unix_socket_permissions=0700"),
         *("-c", f"listen_addresses={host}", "-c", f"port={port or 5432}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,33 @@ def upgrade(url: str, *, role_prefix: str, revision: str = "head") -> None:
             command.upgrade(alembic_config(connection=connection, role_prefix=role_prefix), revision)
     except DBAPIError as error:
         raise StoreError(f"The schema cannot be upgraded: {first_line(error.orig or error)}") from error
+
+
+def drift(url: str) -> list[str]:
+    """Differences between a database and the models, one line each; partitions and the version table are no drift."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from app.schema import metadata
+    from app.store.session import make_engine
+
+    options = {
+        "include_schemas": True,
+        "include_name": lambda name, kind, _parents: kind != "schema" or name in SCHEMAS,
+        "include_object": is_compared,
+        "compare_type": True,
+        "compare_server_default": True,
+        "version_table": "alembic_version",
+        "version_table_schema": "ops",
+    }
+    with make_engine(url).connect() as connection:
+        found = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+    return [str(difference) for difference in found]
+
+
+def is_compared(_thing: Any, name: str | None, kind: str, reflected: bool, _compared: Any) -> bool:
+    """False for tables that migrations do not make: partitions of loads and checkpoints."""
+    return not (kind == "table" and reflected and re.fullmatch(r"event_.+|embedding_\d+", name or ""))
 
 
 def alembic_config(**attributes: Any) -> Config:
