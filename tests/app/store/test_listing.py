@@ -1,0 +1,53 @@
+"""Listings: each statement runs, on a store with nothing in it and on one with a little."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.errors import UnknownName
+from app.store import listing
+from app.store.concepts import search
+
+
+@pytest.mark.parametrize("word", sorted(listing.KINDS))
+def test_every_kind_lists_and_shows_nothing_in_an_empty_store(engine: Engine, word: str) -> None:
+    kind = listing.KINDS[word]
+    with engine.connect() as connection:
+        assert listing.listing(connection, kind, 5) == []
+        assert listing.details(connection, kind.one, "1") == []
+        for _, statement in kind.parts:
+            assert listing.details(connection, statement, "1") == []
+
+
+def test_a_kind_is_known_by_singular_and_plural() -> None:
+    assert listing.kind_named("loads")[0] == "load"
+    assert listing.kind_named("job")[0] == "job"
+    with pytest.raises(UnknownName, match="'cohort'"):
+        listing.kind_named("cohrts")
+
+
+def test_a_job_is_listed_newest_first_and_shown_with_its_states(engine: Engine) -> None:
+    insert = text("INSERT INTO ops.job (kind, queue, name) VALUES ('load', 'load', :name) RETURNING job_id")
+    with engine.begin() as connection:
+        first, second = (connection.execute(insert, {"name": name}).scalar_one() for name in ("a", "b"))
+        rows = listing.listing(connection, listing.JOB, 10)
+        states = listing.details(connection, dict(listing.JOB.parts)["states"], str(first))
+    assert [row["job_id"] for row in rows] == [second, first]
+    assert [row["to_state"] for row in states] == ["queued"]
+
+
+def test_concepts_are_found_by_name_code_and_synonym_and_a_percent_sign_is_only_a_sign(engine: Engine) -> None:
+    concept = text(
+        "INSERT INTO omop.concept (concept_id, concept_name, domain_id, vocabulary_id, concept_class_id,"
+        " standard_concept, concept_code) VALUES (:id, :name, 'Condition', 'SNOMED', 'Disorder', 'S', :code)"
+    )
+    with engine.begin() as connection:
+        connection.execute(concept, {"id": 1, "name": "Gastrointestinal hemorrhage", "code": "74474003"})
+        connection.execute(concept, {"id": 2, "name": "100% oxygen", "code": "x"})
+        connection.execute(text("INSERT INTO omop.concept_synonym VALUES (1, 'GI bleed', 4180186)"))
+        found = {
+            words: [row["concept_id"] for row in search(connection, words, 5)]
+            for words in ("hemorrhage", "gi bleed", "74474003", "%", "_")
+        }
+    assert found == {"hemorrhage": [1], "gi bleed": [1], "74474003": [1], "%": [2], "_": []}
