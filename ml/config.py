@@ -1,0 +1,196 @@
+"""Recipes: the complete, checked settings of a training. A preset holds only what differs from the defaults below."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).parent / "recipes"
+
+NORMS = ("auto", "group", "frozen", "batch")
+SCHEDULES = ("one_cycle", "cosine")
+PRECISIONS = ("float32", "bfloat16")
+STANDARDISATIONS = ("running", "none")
+LARGE = 1e9
+RANGES = (
+    (("epochs", "batch", "accumulate", "pieces", "rank"), 1, LARGE, "1 or more"),
+    (("learning_rate", "spacing_mm", "scale_hu"), 1e-12, LARGE, "more than 0"),
+    (("flip_x", "warm_up", "momentum"), 0, 1, "0 to 1"),
+    (("weight_decay", "clip_norm", "head_sd"), 0, LARGE, "0 or more"),
+    (("centre_hu",), -LARGE, LARGE, "a finite number"),
+)
+"""Settings, the smallest and largest allowed value, and both in words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything a training depends on but its data, arm and seed (docs/science.md section 3)."""
+
+    encoder: str
+    """A name of ml.encoders.ENCODERS."""
+    weights: str = ""
+    """Weights to start from: a safetensors file or a checkpoint; empty for random ones."""
+    norm: str = "auto"
+    """Normalisation layers: group; frozen (the statistics of the weights file); batch (8 volumes a step or more);
+    auto is frozen where weights are given, else group."""
+
+    shape_zyx: tuple[int, ...] = (160, 192, 192)
+    spacing_mm: float = 2.0
+    clip_hu: tuple[float, ...] = (-1000.0, 1000.0)
+    """What the cached volumes keep."""
+    window_hu: tuple[float, ...] = (-1000.0, 1000.0)
+    """What the encoder sees."""
+    centre_hu: float = 0.0
+    scale_hu: float = 500.0
+    """The encoder's input is (HU clamped to the window - centre) / scale."""
+    flip_x: float = 0.5
+    """Chance that a training volume is mirrored left to right."""
+
+    epochs: int = 20
+    batch: int = 4
+    """Volumes a forward pass."""
+    accumulate: int = 1
+    """Forward passes an optimiser step."""
+    learning_rate: float = 1e-4
+    """The largest of the schedule."""
+    schedule: str = "cosine"
+    warm_up: float = 0.05
+    """Share of the steps until the largest learning rate."""
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    precision: str = "float32"
+    """Of the encoder; head and loss are always float32."""
+
+    pieces: int = 8
+    rank: int = 512
+    """Width of the time-dependent representation Z."""
+    head_sd: float = 0.02
+    """Standard deviation of a task vector w at the start."""
+    standardise: str = "running"
+    """Non-affine standardisation of the embedding ahead of the head."""
+    momentum: float = 0.05
+    """Of its running statistics."""
+
+    @property
+    def volumes_per_step(self) -> int:
+        return self.batch * self.accumulate
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` reads it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all fields, hexadecimal."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+
+
+def read_recipe(encoder: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe of an encoder, with `key=value` overrides as text.
+
+    Raises:
+        ValueError: unknown encoder or key (the nearest is suggested), or a value of another type or out of range.
+    """
+    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    if encoder not in known:
+        raise ValueError(f"No encoder named {encoder!r}.{_hint(encoder, known)}")
+    values: dict[str, Any] = tomllib.loads((RECIPES / f"{encoder}.toml").read_text())
+    for key, text in (overrides or {}).items():
+        _check_key(key)
+        values[key] = _parse(key, text)
+    return from_dict({"encoder": encoder, **values})
+
+
+def from_dict(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from its stored form, checked. Raises ValueError."""
+    for key in values:
+        if key not in FIELDS:
+            raise ValueError(f"No recipe setting named {key!r}.{_hint(key, FIELDS)}")
+    typed = {key: _typed(key, value) for key, value in values.items()}
+    recipe = Recipe(**typed)
+    _check(recipe)
+    return recipe
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(names)}."
+
+
+def _check_key(key: str) -> None:
+    if key == "encoder":
+        raise ValueError("Expected the encoder as --encoder, got it as a recipe setting; leave encoder out of --set.")
+    if key not in FIELDS:
+        raise ValueError(f"No recipe setting named {key!r}.{_hint(key, FIELDS)}")
+
+
+def _parse(key: str, text: str) -> Any:
+    """The value a text stands for, by the field's type."""
+    kind = str(FIELDS[key].type)
+    try:
+        if kind.startswith("tuple[int"):
+            return [int(part) for part in text.strip("[]()").split(",")]
+        if kind.startswith("tuple[float"):
+            return [float(part) for part in text.strip("[]()").split(",")]
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except ValueError:
+        raise ValueError(f"Expected {_kind_in_words(kind)} for {key}, got {text!r}.") from None
+
+
+def _typed(key: str, value: Any) -> Any:
+    """`value` as the field's type; JSON and TOML know lists, not tuples, and 2 for 2.0."""
+    kind = str(FIELDS[key].type)
+    if kind.startswith("tuple["):
+        number = int if "int" in kind else float
+        if isinstance(value, list | tuple) and all(_is_number(v, number) for v in value):
+            return tuple(number(v) for v in value)
+    elif (kind == "str" and isinstance(value, str)) or (kind == "int" and _is_number(value, int)):
+        return value
+    elif kind == "float" and _is_number(value, float):
+        return float(value)
+    raise ValueError(f"Expected {_kind_in_words(kind)} for {key}, got {value!r}.")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int if kind is int else int | float)
+
+
+def _kind_in_words(kind: str) -> str:
+    words = {"int": "a whole number", "float": "a number", "str": "text"}
+    return words.get(kind, "whole numbers with commas" if "int" in kind else "numbers with commas")
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise ValueError for the first setting out of range, naming it."""
+    for key, known in (
+        ("norm", NORMS),
+        ("schedule", SCHEDULES),
+        ("precision", PRECISIONS),
+        ("standardise", STANDARDISATIONS),
+    ):
+        if getattr(recipe, key) not in known:
+            raise ValueError(f"Expected one of {', '.join(known)} for {key}, got {getattr(recipe, key)!r}.")
+    for keys, low, high, words in RANGES:
+        for key in keys:
+            if not (low <= getattr(recipe, key) <= high):
+                raise ValueError(f"Expected {words} for {key}, got {getattr(recipe, key)!r}.")
+    if len(recipe.shape_zyx) != 3 or min(recipe.shape_zyx) < 8:
+        raise ValueError(f"Expected three sizes of 8 voxels or more for shape_zyx, got {list(recipe.shape_zyx)}.")
+    for key in ("clip_hu", "window_hu"):
+        low_high = getattr(recipe, key)
+        if len(low_high) != 2 or not low_high[0] < low_high[1]:
+            raise ValueError(f"Expected low,high for {key}, got {list(low_high)}.")
+    if recipe.norm == "batch" and recipe.batch < 8:
+        raise ValueError(f"Expected batch 8 or more for norm=batch, got {recipe.batch}; use norm=group or frozen.")
