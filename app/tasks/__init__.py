@@ -1,0 +1,54 @@
+"""Clinical questions as files: `TaskSpec`, its checked reading from TOML, and the ones that come with Lachesis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.errors import InputError, UnknownName
+from app.tasks.spec import TaskSpec, ValueRule
+from app.tasks.toml import spec_from_toml
+
+FOLDER = Path(__file__).parent
+
+CLINICAL = (
+    "mortality",
+    "readmission",
+    "pulmonary_hypertension",
+    "atelectasis",
+    "cardiomegaly",
+    "consolidation",
+    "edema",
+    "pleural_effusion",
+)
+"""The paper's eight, in its order; each also as `paper_<name>`, with the paper's own rules."""
+
+
+def read_task_file(path: Path) -> TaskSpec:
+    """One task file, checked.
+
+    Raises:
+        InputError: the file cannot be read, or a field is unknown or has a value it cannot have; the message names
+            file, line and field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
+        raise InputError(f"Expected a task file at {path}, could not read it: {why}.") from None
+    return spec_from_toml(text, str(path))
+
+
+def builtin(name: str) -> TaskSpec:
+    """A task that comes with Lachesis. Raises UnknownName."""
+    known = {path.stem: path for path in FOLDER.glob("*.toml")}
+    if name not in known:
+        raise UnknownName("task", name, [*known, "clinical"])
+    return read_task_file(known[name])
+
+
+def clinical_task_names() -> list[str]:
+    """The eight clinical tasks, with our rules."""
+    return list(CLINICAL)
+
+
+__all__ = ["TaskSpec", "ValueRule", "builtin", "clinical_task_names", "read_task_file"]
