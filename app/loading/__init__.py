@@ -1,0 +1,1 @@
+"""Loaders: what comes from outside, decoded, validated and published, one module a format."""
