@@ -101,6 +101,8 @@ def start(place: Place) -> None:
         _forget_stale(data, place.uid)
         if running(place) is not None and _answers(place, programs):
             return
+        if running(place) is not None and not _socket(place).exists():  # cleaned up: nobody can reach it any more
+            stop(place)
         options = shlex.join(_options(place))
         command = [str(programs / "pg_ctl"), "-D", str(data), "-s", "-w", "-t", "60"]
         log = place.postgres / "log"
@@ -145,6 +147,10 @@ def _options(place: Place) -> list[str]:
         *("-c", f"unix_socket_directories={place.sock}", "-c", "unix_socket_permissions=0700"),
         *("-c", f"listen_addresses={host}", "-c", f"port={port or 5432}"),
     ]
+
+
+def _socket(place: Place) -> Path:
+    return place.sock / f".s.PGSQL.{listening_port(place) or 5432}"
 
 
 def _noted_pid(data: Path) -> int | None:
