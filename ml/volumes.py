@@ -66,8 +66,8 @@ class _Canonical:
 def read_volume(path: Path, format: str, recipe: VolumeRecipe) -> Volume:
     """Decode one series and bring it into the recipe's grid.
 
-    A scan that has the recipe's shape and spacing is only clipped. Others are clipped, resampled by a triangle filter as
-    wide as the coarser of both spacings (linear interpolation upwards, antialiased downwards) and padded with air.
+    A scan that has the recipe's shape and spacing is only clipped. Others are clipped, resampled by a triangle filter
+    as wide as the coarser of both spacings (linear upwards, antialiased downwards) and padded with air.
 
     Args:
         path: a NIfTI file or a folder with a DICOM series.

@@ -1,0 +1,290 @@
+"""Stage `load images`: scans as rows of omop.image_occurrence, from headers alone.
+
+A load is a snapshot of its source: rows that are no longer in the manifest are removed, but those a cohort or an
+embedding refers to stay, as unusable with the reason `gone_from_source`, so that what was derived from them still
+has its rows while no new cohort takes them in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InputError
+from app.loading.images_dicom import read_dicom
+from app.loading.images_header import Acquired, Header, Unreadable
+from app.loading.images_manifest import Entry, Manifest, Refusal, match_folder, read_manifest
+from app.loading.images_nifti import is_nifti, read_nifti
+from app.store.loads import FileRecord, LoadRow, Reject, lock_publishing, open_source, published_loads, record_load
+from app.store.loads import record_rejects as write_rejects
+from app.store.work import Work
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+TABLE = "image_occurrence"
+THREADS = 8
+"""Headers wait for disks more than for the processor."""
+SHRINK = 0.05
+"""A load that would take away a larger share of its source's scans stops."""
+
+Found = Header | str
+"""A header, or the rule by which its path is rejected."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What is to be loaded."""
+
+    manifest: Path | None
+    """None where a folder's files name their persons."""
+    root: str
+    folder: Path
+    """Where the root is on this host."""
+    source: str
+    arbitrary_pairing: bool
+    allow_shrink: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One row to be."""
+
+    record: int
+    person_id: int
+    acquired: Acquired
+    root: str
+    path: str
+    header: Header
+
+    @property
+    def image_key(self) -> str:
+        """What makes a series the same one again."""
+        return self.header.series_uid or f"{self.root}:{self.path}"
+
+    @property
+    def key(self) -> tuple[int, Any, str]:
+        """The unique key of the table."""
+        return self.person_id, self.acquired.at, self.image_key
+
+    def values(self) -> tuple[Any, ...]:
+        """In the order of images_store.COLUMNS."""
+        h, when = self.header, self.acquired
+        return (
+            *(self.person_id, when.at, when.date_only, when.source, h.study_uid, h.series_uid, self.image_key),
+            *(self.root, self.path, h.format, h.rows, h.columns, h.slices, h.spacing_mm, h.slice_thickness_mm),
+            *(h.kernel, h.orientation, h.hu_state, h.verdict, list(h.reasons), h.details),
+        )
+
+
+def load(work: Work) -> dict[str, Any]:
+    """Load the scans that a manifest or a folder names.
+
+    Args (of the job): path, root ({name: folder} or None), match ("person_id" for a folder), source,
+    arbitrary_pairing, allow_shrink.
+
+    Raises:
+        InputError: the manifest cannot be read as one, or the source would lose over 5 % of its scans.
+    """
+    request = read_request(work.args)
+    content = request.manifest.read_bytes() if request.manifest else b""
+    manifest = read_manifest(content, request.folder) if request.manifest else match_folder(request.folder)
+    headers = read_headers(work, request, manifest.entries)
+    scans, refusals = resolve(work, request, manifest, headers)
+    return publish(work, request, _file_record(request, content, manifest), scans, refusals)
+
+
+def read_request(args: Mapping[str, Any]) -> Request:
+    """The job's arguments, checked."""
+    path, root = Path(args["path"]), args.get("root") or {}
+    if not path.exists():
+        raise InputError("Expected a manifest or a folder of scans, found nothing there on this host; check its path.")
+    if path.is_dir() and args.get("match") != "person_id":
+        raise InputError("Expected a manifest, got a folder; say --match person_id if its files name their persons.")
+    default = path if path.is_dir() else path.parent
+    name, folder = next(iter(root.items()), ("images", default))
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+        raise InputError(f"Expected letters, digits and _ in the name of a root, got {name!r}; give --root NAME=DIR.")
+    if not Path(folder).is_dir():
+        raise InputError(f"Expected the folder of the root {name!r} on this host, found none; check --root.")
+    return Request(
+        manifest=None if path.is_dir() else path,
+        root=name.lower(),
+        folder=Path(path if path.is_dir() else folder).absolute(),
+        source=args.get("source") or "images",
+        arbitrary_pairing=bool(args.get("arbitrary_pairing")),
+        allow_shrink=bool(args.get("allow_shrink")),
+    )
+
+
+def _file_record(request: Request, content: bytes, manifest: Manifest) -> FileRecord:
+    return FileRecord(
+        name=request.manifest.name if request.manifest else ".",
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        records=manifest.size,
+        dialect="csv" if request.manifest else "folder",
+    )
+
+
+def read_header(path: Path) -> Found:
+    """The header of a file or folder, by what it looks like."""
+    try:
+        return read_nifti(path) if is_nifti(path) and not path.is_dir() else read_dicom(path)
+    except Unreadable as reason:
+        return str(reason)
+    except OSError:
+        return "unreadable_file"
+
+
+def read_headers(work: Work, request: Request, entries: Iterable[Entry]) -> dict[str, Found]:
+    """Each distinct path once, a few at a time."""
+    paths = sorted({entry.path for entry in entries})
+    found: dict[str, Found] = {}
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        jobs = {pool.submit(read_header, request.folder / path): path for path in paths}
+        for done, job in enumerate(as_completed(jobs), start=1):
+            found[jobs[job]] = job.result()
+            work.progress(done, len(paths), "scans", "reading headers")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return found
+
+
+def resolve(
+    work: Work, request: Request, manifest: Manifest, headers: Mapping[str, Found]
+) -> tuple[list[Scan], list[Refusal]]:
+    """Records and headers together: scans of known persons with a time, each once; the rest with a rule."""
+    refusals = list(manifest.refusals)
+    scans: dict[tuple[int, Any, str], Scan] = {}
+    with work.connect() as connection:
+        known = _known_persons(connection, request, manifest.entries, headers)
+    for entry in manifest.entries:
+        scan = _scan(request, entry, headers[entry.path], known)
+        if isinstance(scan, Scan) and scan.key in scans:
+            scan = Refusal(entry.record, None, "duplicate_record")
+        if isinstance(scan, Refusal):
+            refusals.append(scan)
+        else:
+            scans[scan.key] = scan
+    return list(scans.values()), sorted(refusals, key=lambda refusal: refusal.record)
+
+
+def _scan(request: Request, entry: Entry, found: Found, known: set[int]) -> Scan | Refusal:
+    if isinstance(found, str):
+        return Refusal(entry.record, "path", found)
+    person_id = _person(request, entry, found)
+    if person_id is None:
+        return Refusal(entry.record, "person_id", "no_person_in_header")
+    if person_id not in known:
+        return Refusal(entry.record, "person_id", "unknown_person")
+    when = entry.acquired if entry.acquired and entry.acquired.source == "manifest" else None
+    when = when or found.acquired or entry.acquired
+    if when is None:
+        return Refusal(entry.record, "acquired_at", "no_acquisition_time")
+    return Scan(entry.record, person_id, when, request.root, entry.path, found)
+
+
+def _person(request: Request, entry: Entry, header: Header) -> int | None:
+    """The manifest's person; in a folder the header's PatientID, where it is a number, before a name's."""
+    named = header.patient if request.manifest is None else None
+    if named and re.fullmatch(r"-?\d{1,18}", named, re.ASCII):
+        return int(named)
+    return entry.person_id
+
+
+def _known_persons(
+    connection: Connection, request: Request, entries: Iterable[Entry], headers: Mapping[str, Found]
+) -> set[int]:
+    from sqlalchemy import text
+
+    wanted = {
+        person
+        for entry in entries
+        if isinstance(found := headers[entry.path], Header) and (person := _person(request, entry, found)) is not None
+    }
+    statement = text("SELECT person_id FROM omop.person WHERE person_id = ANY(:wanted)")
+    return set(connection.execute(statement, {"wanted": sorted(wanted)}).scalars())
+
+
+def publish(
+    work: Work, request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal]
+) -> dict[str, Any]:
+    """Put the scans in place of what the source showed before, in one transaction."""
+    from app.loading import images_store as store
+
+    digest = _content_digest(request, file, scans, refusals)
+    rejects = [
+        Reject(table_name=TABLE, file=file.name, record=r.record, rule=r.rule, column_name=r.column) for r in refusals
+    ]
+    row = LoadRow(
+        kind="images",
+        mode="snapshot",
+        table_name=TABLE,
+        files=[file],
+        content_sha256=digest,
+        num_read=file.records,
+        num_loaded=len(scans),
+        rejects_by_rule=Counter(r.rule for r in refusals),
+        flags_by_rule=Counter(reason for s in scans for reason in s.header.reasons),
+        first_time=min((s.acquired.at for s in scans), default=None),
+        last_time=max((s.acquired.at for s in scans), default=None),
+    )
+    result: dict[str, Any] = {
+        "source": request.source,
+        "read": row.num_read,
+        "loaded": row.num_loaded,
+        "rejected": row.num_rejected,
+        "rejects_by_rule": dict(row.rejects_by_rule),
+        "verdicts": dict(Counter(s.header.verdict for s in scans)),
+        "reasons": dict(row.flags_by_rule),
+    }
+    with work.transaction() as connection:
+        lock_publishing(connection, work.check)
+        source_id = open_source(connection, request.source)
+        published = published_loads(connection, source_id).get(TABLE)
+        simulated = any(s.header.simulated for s in scans)
+        old_folder = store.root_folder(connection, source_id, request.root)
+        store.describe(connection, source_id, request.root, request.folder, request.arbitrary_pairing, simulated)
+        if published and published.content_sha256 == digest:
+            return result | {"load_id": published.load_id, "unchanged": True, "added": 0, "removed": 0, "gone": 0}
+        before = store.current_keys(connection, source_id)
+        lost = before.keys() - {s.key for s in scans}
+        if request.allow_shrink or len(lost) <= SHRINK * len(before):
+            load_id = record_load(connection, source_id, work.job_id, row)
+            write_rejects(connection, load_id, work.job_id, rejects)
+            store.put(connection, load_id, (s.values() for s in scans))
+            gone = store.remove(connection, [before[key] for key in lost])
+            if gone and old_folder not in (None, str(request.folder)):
+                store.keep_root(connection, source_id, request.root, old_folder, load_id)
+            store.supersede_others(connection, source_id, load_id)
+            added = len({s.key for s in scans} - before.keys())
+            return result | {
+                "load_id": load_id,
+                "unchanged": False,
+                "added": added,
+                "removed": len(lost) - gone,
+                "gone": gone,
+            }
+        write_rejects(connection, None, work.job_id, rejects)
+    raise InputError(
+        f"Expected the scans of source {request.source!r} again, but {len(lost):,} of {len(before):,} would vanish; "
+        "give --allow-shrink if that is meant, or another --source to keep both."
+    )
+
+
+def _content_digest(request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal]) -> bytes:
+    """Of all that a load would write: an equal one changes nothing."""
+    digest = hashlib.sha256(f"{file.sha256}\t{request.root}".encode())
+    for scan in scans:
+        digest.update(repr(scan.values()).encode())
+    for refusal in refusals:
+        digest.update(repr((refusal.record, refusal.column, refusal.rule)).encode())
+    return digest.digest()

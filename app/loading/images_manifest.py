@@ -1,0 +1,169 @@
+"""Which scan is whose: a manifest's records, or a folder whose files name their persons."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.errors import InputError
+from app.loading.images_header import Acquired, parse_moment
+from app.loading.images_nifti import is_nifti
+
+COLUMNS = ("person_id", "acquired_at", "path")
+_NAMED = re.compile(r"(-?\d{1,19})(?:[_-](\d{8}(?:T?\d{4}(?:\d{2})?)?))?(?:[_.-].*)?")
+BIGINT = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record that makes sense by itself."""
+
+    record: int
+    """From 1, header not counted."""
+    person_id: int | None
+    """None where only the scan's own header may name the person."""
+    acquired: Acquired | None
+    path: str
+    """Relative to the root, with slashes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One record that cannot be loaded."""
+
+    record: int
+    column: str | None
+    rule: str
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What was asked for."""
+
+    entries: list[Entry] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    size: int = 0
+    """Records read."""
+
+
+def read_manifest(content: bytes, root: Path) -> Manifest:
+    """Read a CSV manifest (person_id, path and, where headers do not tell, acquired_at; other columns are ignored).
+
+    Args:
+        content: the file; UTF-8, delimited by comma, tab or semicolon, header in any case.
+        root: the folder its paths are relative to; absolute ones must lie in it.
+
+    Raises:
+        InputError: not UTF-8, a column is missing, or there are no records.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError("Expected a manifest in UTF-8, got other bytes; save it as UTF-8.") from None
+    header = text.partition("\n")[0]
+    delimiter = max(",\t;", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = [name.strip().lower() for name in next(reader, [])]
+    missing = [name for name in ("person_id", "path") if name not in names]
+    if missing:
+        raise InputError(
+            f"Expected a manifest with the columns {', '.join(COLUMNS)}, found none named {' or '.join(missing)}; "
+            "name the columns in its first line."
+        )
+    manifest = Manifest()
+    try:
+        for values in reader:
+            if values:
+                manifest.size += 1
+                _add(manifest, names, values, root)
+    except csv.Error as error:
+        raise InputError(
+            f"Expected CSV, got something else after record {manifest.size} ({error}); mend the manifest."
+        ) from None
+    if not manifest.size:
+        raise InputError("Expected a manifest with records, found only its header; nothing was changed.")
+    return manifest
+
+
+def _add(manifest: Manifest, names: list[str], values: list[str], root: Path) -> None:
+    def refuse(column: str | None, rule: str) -> None:
+        manifest.refusals.append(Refusal(manifest.size, column, rule))
+
+    if len(values) != len(names):
+        return refuse(None, "wrong_number_of_fields")
+    row = dict(zip(names, values, strict=True))
+    if any("\0" in row[name] for name in COLUMNS if name in row):
+        return refuse(None, "nul_character")
+    person_id = _person_id(row["person_id"])
+    if person_id is None:
+        return refuse("person_id", "unparsable_id")
+    path = _relative(row["path"], root)
+    if path is None:
+        return refuse("path", "path_outside_root" if row["path"].strip() else "missing_path")
+    moment = row.get("acquired_at", "").strip()
+    acquired = parse_moment(moment, "manifest") if moment else None
+    if moment and acquired is None:
+        return refuse("acquired_at", "unparsable_time")
+    manifest.entries.append(Entry(manifest.size, person_id, acquired, path))
+    return None
+
+
+def _person_id(text: str) -> int | None:
+    text = text.strip()
+    if not re.fullmatch(r"[+-]?\d{1,19}", text, re.ASCII):
+        return None
+    number = int(text)
+    return number if -BIGINT <= number < BIGINT else None
+
+
+def _relative(text: str, root: Path) -> str | None:
+    """A path below `root`, normalised; None where it is empty or leaves it."""
+    text = text.strip()
+    if not text:
+        return None
+    path = os.path.normpath(root / text)
+    relative = os.path.relpath(path, root)
+    outside = relative == "." or Path(relative).parts[0] == os.pardir
+    return None if outside else Path(relative).as_posix()
+
+
+def match_folder(root: Path) -> Manifest:
+    """Every NIfTI file and DICOM series folder below `root`, with the person its name or header tells.
+
+    A NIfTI file is named `<person_id>…`, with the acquisition after it where no JSON file beside it tells
+    (`<person_id>_<YYYYMMDD[Thhmm[ss]]>…`), or lies in a folder whose whole name is the id. A DICOM series has the id as
+    PatientID, or lies in such a folder.
+    """
+    manifest = Manifest()
+    for path in _scans(root):
+        manifest.size += 1
+        found = _NAMED.fullmatch(path.name) if is_nifti(path) else None
+        person_id = _person_id(found.group(1)) if found else None
+        if found is None or person_id is None:
+            person_id = next((n for parent in path.parents if (n := _person_id(parent.name)) is not None), None)
+        moment = found.group(2) if found else None
+        acquired = parse_moment(moment, "file_name") if moment else None
+        if person_id is None and is_nifti(path):
+            manifest.refusals.append(Refusal(manifest.size, "person_id", "no_person_in_name"))
+        else:
+            manifest.entries.append(Entry(manifest.size, person_id, acquired, path.as_posix()))
+    return manifest
+
+
+def _scans(root: Path) -> Iterator[Path]:
+    """Relative paths of NIfTI files and of folders with other files that may be DICOM slices, in order."""
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(folder).relative_to(root)
+        visible = sorted(name for name in files if not name.startswith("."))
+        images = [name for name in visible if is_nifti(Path(name)) and not name.lower().endswith(".img")]
+        yield from (here / name for name in images)
+        others = [n for n in visible if n not in images and not n.lower().endswith((".img", ".json", ".csv", ".txt"))]
+        if others and not images and here != Path():
+            yield here

@@ -1,0 +1,161 @@
+"""Headers of NIfTI files; no voxel is read."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.loading.images_header import MIN_SLICES, Acquired, Header, Unreadable, parse_moment
+from app.loading.simulate_phantom import DESCRIPTION
+
+SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
+OBLIQUE = 0.1
+"""Direction cosines that are off by more make a scan oblique (6 degrees)."""
+TIMES = ("AcquisitionDateTime", "AcquisitionDate", "SeriesDateTime", "SeriesDate", "StudyDateTime", "StudyDate")
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name is that of a NIfTI file."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def read_nifti(path: Path) -> Header:
+    """The header of one file, and the acquisition time of the JSON file beside it, where there is one.
+
+    Raises:
+        Unreadable: missing_file or unreadable_file.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    if not path.is_file():
+        raise Unreadable("missing_file")
+    try:
+        image: Any = nibabel.load(path)
+        header, affine = image.header, np.array(image.affine, float)
+        slope, inter = image.dataobj.slope, image.dataobj.inter
+        shape = tuple(int(n) for n in image.shape)
+    except (OSError, EOFError, zlib.error, ImageFileError, ValueError, KeyError, AttributeError) as error:
+        raise Unreadable("unreadable_file") from error
+    dtype = header.get_data_dtype()
+    rescaled = (slope, inter) != (1, 0)
+    simulated = DESCRIPTION.encode() in header["descrip"].tobytes() if "descrip" in header else False
+    spacing, directions = _geometry(affine, header)
+    reasons = _shape_reasons(shape, spacing, dtype)
+    not_hu = dtype.kind == "u" and not rescaled
+    reasons += ["not_hounsfield"] if not_hu or (dtype.itemsize == 1 and not rescaled) else []
+    reasons += _orientation_reasons(header, directions)
+    reasons += ["truncated"] if _is_truncated(path, header, shape, dtype.itemsize) else []
+    state = "not_hu" if "not_hounsfield" in reasons else "rescaled" if rescaled else "hu" if simulated else "unknown"
+    grid = shape[:3] if len(shape) >= 3 else (None, None, None)
+    return Header(
+        format="nifti",
+        rows=grid[0],
+        columns=grid[1],
+        slices=grid[2],
+        spacing_mm=[round(float(s), 5) for s in spacing] if np.isfinite(spacing).all() else None,
+        orientation=_codes(affine),
+        hu_state=state,
+        reasons=tuple(reasons),
+        acquired=_sidecar_time(path),
+        simulated=simulated,
+        details={"type": str(dtype), "slope": float(slope), "intercept": float(inter)},
+    )
+
+
+def _geometry(affine: Any, header: Any) -> tuple[Any, Any]:
+    """Spacing (3,) in mm and unit directions (3, 3)."""
+    scale = {"meter": 1000.0, "micron": 0.001}.get(header.get_xyzt_units()[0], 1.0)
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    with np.errstate(all="ignore"):
+        return spacing * scale, affine[:3, :3] / spacing
+
+
+def _shape_reasons(shape: tuple[int, ...], spacing: Any, dtype: Any) -> list[str]:
+    reasons = []
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        reasons.append("not_three_dimensional")
+    elif min(shape[:3]) < MIN_SLICES:
+        reasons.append("too_few_slices")
+    if not (np.isfinite(spacing).all() and (spacing > 1e-3).all()):
+        reasons.append("no_spacing")
+    if dtype.kind not in "iuf":
+        reasons.append("colour")
+    return reasons
+
+
+def _orientation_reasons(header: Any, directions: Any) -> list[str]:
+    reasons = []
+    unit = header.get_xyzt_units()[0]
+    if unit in ("meter", "micron"):
+        reasons.append("not_millimetres")
+    sform, qform = int(header["sform_code"]), int(header["qform_code"])
+    if sform == 0 and qform == 0:
+        reasons.append("no_orientation")
+    elif sform and qform and not np.allclose(header.get_sform(), header.get_qform(), atol=0.1):
+        reasons.append("orientations_disagree")
+    if np.isfinite(directions).all() and np.abs(np.abs(directions).max(0) - 1).max() > OBLIQUE**2 / 2:
+        reasons.append("oblique")
+    return reasons
+
+
+def _codes(affine: Any) -> str | None:
+    from nibabel.orientations import aff2axcodes
+
+    try:
+        codes = aff2axcodes(affine)  # type: ignore[no-untyped-call]
+    except (ValueError, np.linalg.LinAlgError):
+        return None
+    return "".join(codes) if None not in codes else None
+
+
+def _is_truncated(path: Path, header: Any, shape: tuple[int, ...], itemsize: int) -> bool:
+    """Whether the file ends before its voxels do.
+
+    A gzip file ends with the length of its content; only where that is too small, as it also is in files of several
+    members, is the file read through.
+    """
+    needed = int(header.get_data_offset()) + int(np.prod(shape, dtype=np.int64)) * itemsize
+    if path.name.lower().endswith(".gz"):
+        with path.open("rb") as file:
+            file.seek(-4, 2)
+            if int.from_bytes(file.read(4), "little") == needed % 2**32:
+                return False
+        return _unpacked_size(path) < needed
+    if path.suffix.lower() in (".hdr", ".img"):
+        path = path.with_suffix(".img")
+    return path.stat().st_size < needed
+
+
+def _unpacked_size(path: Path) -> int:
+    import gzip
+
+    size = 0
+    try:
+        with gzip.open(path) as file:
+            while chunk := file.read(1 << 20):
+                size += len(chunk)
+    except (OSError, EOFError, zlib.error):
+        return -1
+    return size
+
+
+def _sidecar_time(path: Path) -> Acquired | None:
+    """Acquisition time from the JSON file that converters write beside an image."""
+    name = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
+    sidecar = path.with_name(Path(name).stem + ".json")
+    try:
+        facts = json.loads(sidecar.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(facts, dict):
+        return None
+    for key in TIMES:
+        value = facts.get(key)
+        if isinstance(value, str) and (found := parse_moment(value, key)):
+            return found
+    return None
