@@ -50,3 +50,15 @@ class Cancelled(LachesisError):
 
 class FenceLost(LachesisError):
     """Another attempt holds this job now, so this one may write nothing more."""
+
+
+class Preempted(LachesisError):
+    """The worker is asked to stop, so the job goes back to its queue."""
+
+
+class JobFailed(LachesisError):
+    """A job ended without success; carries the exit code that the job left."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -32,7 +32,8 @@ class Work(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise Cancelled when a cancel was asked for, FenceLost when another attempt holds the job."""
+        """Raise Cancelled when a cancel was asked for, FenceLost when another attempt holds the job, Preempted when the
+        worker is to stop. Costs less than a microsecond: call it in every loop."""
         ...
 
     def transaction(self) -> AbstractContextManager[Connection]:
@@ -41,6 +42,10 @@ class Work(Protocol):
 
     def connect(self) -> AbstractContextManager[Connection]:
         """A connection for reading and for staging; committed only by the caller."""
+        ...
+
+    def started_at_step(self, step: int) -> None:
+        """Say at which step a resumed training goes on (0 where it starts afresh)."""
         ...
 
     def log(self, message: str) -> None:
@@ -77,6 +82,9 @@ class InlineWork:
     def connect(self) -> Iterator[Connection]:
         with self.engine.connect() as connection:
             yield connection
+
+    def started_at_step(self, step: int) -> None:
+        """Nobody asks."""
 
     def log(self, message: str) -> None:
         print(message, file=sys.stderr)

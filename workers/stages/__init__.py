@@ -23,6 +23,9 @@ STAGES: dict[str, str] = {
 }
 """`module` (its function has the stage's name) or `module:function`."""
 
+CHILD_KINDS = {"pretrain", "embed", "evaluate"}
+"""Kinds that use torch or a device: each attempt is a process of its own, whose death takes no worker with it."""
+
 
 def stage(kind: str) -> Stage:
     """The function of a kind. Raises UnknownName."""

@@ -1,0 +1,376 @@
+"""Following a job from the command line: submit, show how far it is, end with its exit code."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from app.errors import Cancelled, JobFailed, StoreError
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from app.embedded import Store
+
+LINE_SECONDS = 30.0
+"""Between two lines where there is no terminal."""
+UNCLAIMED_SECONDS = 3.0
+SILENT_SECONDS = 25.0
+"""Two heartbeats and a half: the worker is gone, or the machine is very busy."""
+RETURN_SECONDS = 60.0
+"""How long a follower waits for a database that went away."""
+INLINE_HOLD_SECONDS = 60.0
+"""A job to be run in the foreground is no other worker's for so long."""
+ENDED = ("succeeded", "failed", "cancelled", "dead")
+
+
+def submit_and_follow(
+    settings: Settings,
+    kind: str,
+    args: dict[str, Any],
+    name: str | None,
+    *,
+    detach: bool,
+    inline: bool,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Queue a job and follow it to its end.
+
+    Args:
+        settings: where the store is.
+        kind: stage.
+        args: its arguments.
+        name: name of what it makes.
+        detach: print the job's id and return at once.
+        inline: run it in the foreground, without a broker or a worker.
+        as_json: one object on stdout.
+
+    Returns:
+        The job's result; {"job_id"} where detached.
+
+    Raises:
+        LachesisError: with the job's message and exit code.
+    """
+    from app.embedded import ensure_up, ensure_workers
+    from app.queue import submit
+
+    store = ensure_up(settings)
+    job_id = submit(store, kind, args, name, held_for=INLINE_HOLD_SECONDS if inline and not detach else 0.0)
+    if detach:
+        ensure_workers(store)
+        print(jsonlib.dumps({"job_id": job_id}) if as_json else job_id)
+        return {"job_id": job_id}
+    process = start_inline(store, job_id) if inline else None
+    if process is None:
+        ensure_workers(store)
+    return conclude(follow(store, job_id, process), as_json=as_json)
+
+
+def start_inline(store: Store, job_id: int) -> subprocess.Popen[bytes]:
+    """Run a job in the foreground: it shares this terminal, and its Ctrl-C."""
+    import os
+
+    from app.embedded import environment
+
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("LACHESIS_")}
+    command = [sys.executable, "-P", "-m", "workers", "run", str(job_id)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**kept, **environment(store.settings)})
+
+
+def follow(store: Store, job_id: int, process: subprocess.Popen[bytes] | None = None) -> dict[str, Any]:
+    """Show a job's progress until it ends; the job as it ended. `process` runs it, where it runs in the foreground."""
+    watch = Watch(store, job_id, inline=process is not None)
+    try:
+        job = watch.look()
+        with reporter(title(job)) as report:
+            while job["state"] not in ENDED:
+                report.show(job)
+                watch.care(job, report)
+                if process is not None and process.poll() is not None and watch.look()["state"] not in ENDED:
+                    raise StoreError(f"The process of job {job_id} ended; see `lachesis show job {job_id}`.")
+                time.sleep(0.05 if watch.age < 5 else 0.2)
+                job = watch.look()
+    except KeyboardInterrupt:
+        if process is None:
+            print(f"\nlachesis: job {job_id} goes on; `lachesis cancel {job_id}` stops it.", file=sys.stderr)
+            raise SystemExit(130) from None
+        job = wait_for_cancel(watch, process)
+    finally:
+        watch.close()
+    return job
+
+
+def wait_for_cancel(watch: Watch, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """The foreground process saw the same Ctrl-C: the job ends as cancelled, or is killed by a second one."""
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.kill()
+        raise SystemExit(130) from None
+    return watch.look()
+
+
+def title(job: dict[str, Any]) -> str:
+    """A job in two words."""
+    return " ".join(filter(None, (job["kind"], job["name"])))
+
+
+class Watch:
+    """Looks at one job, through lost connections, and cares for its workers."""
+
+    def __init__(self, store: Store, job_id: int, *, inline: bool) -> None:
+        from app.store.session import make_engine
+
+        self.store, self.job_id, self.inline = store, job_id, inline
+        self._engine: Engine = make_engine(store.database_url, application_name="lachesis:follow")
+        self._connection: Connection | None = None
+        self._started = self._next_care = time.monotonic()
+        self._next_care += UNCLAIMED_SECONDS
+
+    @property
+    def age(self) -> float:
+        """Seconds since this began."""
+        return time.monotonic() - self._started
+
+    def look(self) -> dict[str, Any]:
+        """The job now.
+
+        Raises:
+            StoreError: the database has not answered for a minute.
+            UnknownName: there is no such job.
+        """
+        from sqlalchemy.exc import DBAPIError
+
+        from app.store import jobs
+
+        deadline = time.monotonic() + RETURN_SECONDS
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                return jobs.find(self._connection, self.job_id)
+            except DBAPIError:
+                self.close()
+                if time.monotonic() > deadline:
+                    raise StoreError(
+                        f"The database does not answer any more; job {self.job_id} may go on without this command."
+                    ) from None
+                self._revive()
+
+    def _revive(self) -> None:
+        """Embedded servers that died are started again; servers of somebody else are waited for."""
+        from app.embedded import ensure_up
+
+        time.sleep(0.5)
+        try:
+            ensure_up(self.store.settings)
+        except StoreError:
+            return
+
+    def care(self, job: dict[str, Any], report: Report) -> None:
+        """See that somebody works on it: start our own workers again, or say who is missing."""
+        if self.inline or time.monotonic() < self._next_care:
+            return
+        self._next_care = time.monotonic() + UNCLAIMED_SECONDS
+        waiting = job["state"] in ("queued", "retry_wait")
+        silent = job["state"] == "running" and (job["silent_seconds"] or 0.0) > SILENT_SECONDS
+        if self.store.embedded:
+            if waiting or silent:
+                from app.embedded import ensure_workers
+
+                ensure_workers(self.store)
+        elif waiting and not self._is_served(job["queue"]):
+            self._next_care = time.monotonic() + LINE_SECONDS
+            report.say(
+                f"job {self.job_id} waits: no worker serves the queue {job['queue']!r}; start one with "
+                f"`python -m workers worker --queues {job['queue']}`."
+            )
+
+    def _is_served(self, queue: str) -> bool:
+        from app.store import attempts
+
+        if self._connection is None:
+            return True
+        return attempts.queue_is_served(self._connection, queue)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        import contextlib
+
+        from sqlalchemy.exc import DBAPIError
+
+        if self._connection is not None:
+            with contextlib.suppress(DBAPIError):
+                self._connection.close()
+            self._connection = None
+
+
+def conclude(job: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    """Say how a job ended; its result.
+
+    Raises:
+        JobFailed: with its message and exit code.
+        Cancelled: it was cancelled.
+    """
+    if as_json:
+        shown = {key: job[key] for key in ("job_id", "kind", "name", "state", "result", "exit_code", "error_message")}
+        print(jsonlib.dumps(shown, default=str))
+    if job["state"] == "succeeded":
+        if not as_json:
+            print(f"{title(job)}: {rendering(job['result'] or {})} (job {job['job_id']})", file=sys.stderr)
+        return dict(job["result"] or {})
+    if job["state"] == "cancelled":
+        raise Cancelled(f"Job {job['job_id']} ({title(job)}) was cancelled.")
+    raise JobFailed(job["error_message"] or f"Job {job['job_id']} is {job['state']}.", job["exit_code"] or 1)
+
+
+def rendering(result: dict[str, Any]) -> str:
+    """A result as one short line: its plain values, not its tables."""
+    plain = [
+        f"{key} {value:,}" if type(value) is int and not key.endswith("id") else f"{key} {value}"
+        for key, value in result.items()
+        if isinstance(value, (str, int, float)) and value != ""
+    ]
+    return ", ".join(part.replace("_", " ", 1) for part in plain[:8]) or "done"
+
+
+class Report(Protocol):
+    """Where progress is shown."""
+
+    def show(self, job: dict[str, Any]) -> None:
+        """How far a job is."""
+
+    def say(self, message: str) -> None:
+        """One sentence beside the progress."""
+
+
+def reporter(name: str) -> AbstractContextManager[Report]:
+    """A bar with the time left on a terminal, else a line every 30 s; on stderr."""
+    return _terminal(name) if sys.stderr.isatty() else _lines(name)
+
+
+@contextmanager
+def _lines(name: str) -> Iterator[Report]:
+    yield Lines(name)
+
+
+class Lines:
+    """A line every 30 s."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self._next = name, time.monotonic() + LINE_SECONDS
+
+    def show(self, job: dict[str, Any]) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_SECONDS
+            self.say(f"{self.name}: {progress_words(job)}")
+
+    def say(self, message: str) -> None:
+        print(f"lachesis: {message}", file=sys.stderr, flush=True)
+
+
+def progress_words(job: dict[str, Any]) -> str:
+    """How far a job is, in words."""
+    if job["state"] != "running" or job["done"] is None:
+        return "waits for a worker" if job["state"] == "queued" else str(job["state"])
+    parts = [f"{job['done']:,}" + (f" of {job['total']:,}" if job["total"] else "") + f" {job['unit']}".rstrip()]
+    left = seconds_left(job)
+    if left is not None:
+        parts.append(f"about {duration(left)} left")
+    if job["note"]:
+        parts.append(job["note"])
+    return ", ".join(parts)
+
+
+def seconds_left(job: dict[str, Any]) -> float | None:
+    """By the pace since this count began; None where nothing can be said."""
+    if not job["total"] or not job["done"] or not job["progress_seconds"]:
+        return None
+    left: float = job["progress_seconds"] * max(0, job["total"] - job["done"]) / job["done"]
+    return left
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _terminal(name: str) -> Iterator[Report]:
+    with _progress() as progress:
+        yield Terminal(progress, progress.add_task(name, total=None))
+
+
+def _progress() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+class Terminal:
+    """A rich bar."""
+
+    def __init__(self, progress: Any, task: Any) -> None:
+        self._progress, self._task, self._count = progress, task, None
+        progress.update(task, unit="", note="")
+
+    def show(self, job: dict[str, Any]) -> None:
+        running = job["state"] == "running" and job["done"] is not None
+        if not running:
+            self._progress.update(self._task, note=progress_words(job))
+            return
+        count = (job["unit"], job["total"])
+        if count != self._count:
+            self._count = count  # type: ignore[assignment]
+            self._progress.reset(self._task, total=job["total"], completed=job["done"])
+        values = {"completed": job["done"], "total": job["total"], "unit": job["unit"], "note": job["note"]}
+        self._progress.update(self._task, **values)
+
+    def say(self, message: str) -> None:
+        self._progress.console.print(f"lachesis: {message}", highlight=False)
+
+
+@contextmanager
+def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Progress of work in this process: the value of the context advances it by n."""
+    if sys.stderr.isatty():
+        with _progress() as progress:
+            task = progress.add_task(title, total=total, unit=unit, note="")
+            yield lambda n: progress.advance(task, n)
+        return
+    state = {"done": 0, "next": time.monotonic() + LINE_SECONDS}
+
+    def advance(n: int) -> None:
+        state["done"] += n
+        if time.monotonic() >= state["next"]:
+            state["next"] = time.monotonic() + LINE_SECONDS
+            print(f"lachesis: {title}: {state['done']:,.0f} of {total:,} {unit}", file=sys.stderr, flush=True)
+
+    yield advance

@@ -1,0 +1,274 @@
+"""One attempt at one job, in the process that does the work: JobWork, and what each way to end means for the job."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import DBAPIError
+
+from app.errors import Cancelled, FenceLost, InputError, LachesisError, Preempted
+from app.settings import Settings
+from app.store import attempts, jobs
+from app.store.session import make_engine
+from workers.board import Board
+from workers.stages import stage
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+PROGRESS_SECONDS = 0.5
+NOTE_SECONDS = 10.0
+LONGEST_MESSAGE = 300
+PATIENCE_SECONDS = 45.0
+"""How long an attempt tries to report its end to a database that is away; its lease is over soon afterwards."""
+PASSING = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300")
+"""SQLSTATEs (and their beginnings) of trouble that passes: no connection, deadlock, lock timeout, shutdown."""
+
+
+def runs_folder(settings: Settings) -> Path:
+    """Where attempts keep their files: HOME/runs, beside the artifacts, or a temporary folder of this user."""
+    if settings.home is not None:
+        return settings.home / "runs"
+    artifacts = (settings.artifacts or "").removeprefix("file://")
+    if artifacts and "://" not in artifacts:
+        return Path(artifacts).absolute().parent / "runs"
+    return Path(tempfile.gettempdir()) / f"lachesis-{os.getuid()}" / "runs"
+
+
+class JobWork:
+    """Work (see app/store/work.py) of a claimed job."""
+
+    job_id: int | None
+
+    def __init__(
+        self,
+        claim: jobs.Claim,
+        *,
+        database_url: str,
+        settings: Settings,
+        board: Board,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_stopped` says whether this process alone was asked to stop."""
+        self.claim, self.settings, self.args = claim, settings, claim.args
+        self.job_id, self.fence = claim.job_id, claim.fence
+        self._board, self._is_stopped = board, is_stopped
+        name = jobs.session_name(claim.job_id, claim.fence)
+        self.engine = make_engine(database_url, application_name=name)
+        self._own: Connection | None = None
+        self._pending: dict[str, Any] | None = None
+        self._written: dict[str, Any] = {}
+        self._next_write = self._next_note = 0.0
+
+    @property
+    def folder(self) -> Path:
+        folder = runs_folder(self.settings) / str(self.claim.job_id) / str(self.fence)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    def check(self) -> None:
+        verdict = self._board.verdict(self.claim.job_id, self.fence)
+        if verdict is not None:
+            raise verdict
+        if self._is_stopped():
+            raise Preempted
+
+    def progress(self, done: int, total: int | None = None, unit: str = "", note: str = "") -> None:
+        self.check()
+        now = time.monotonic()
+        value = {"done": int(done), "total": None if total is None else int(total), "unit": unit, "note": note}
+        new_count = any(value[key] != self._written.get(key) for key in ("total", "unit"))
+        self._pending = value
+        if new_count or now >= self._next_write:
+            self._next_write = now + PROGRESS_SECONDS
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the newest progress, if it is not written yet."""
+        if self._pending is None or self._pending == self._written:
+            return
+        value, anew = self._pending, not self._written
+        if self._say(attempts.write_progress, **value, anew=anew) is False:
+            raise FenceLost
+        self._written = value
+        if time.monotonic() >= self._next_note:
+            self._next_note = time.monotonic() + NOTE_SECONDS
+            self._say(attempts.note_progress)
+
+    def log(self, message: str) -> None:
+        self._say(attempts.write_log, lines=[message])
+
+    def started_at_step(self, step: int) -> None:
+        if self._say(attempts.write_start_step, step=step) is False:
+            raise FenceLost
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        # No check here: a stage that is asked to stop still writes its checkpoint.
+        with self.engine.begin() as connection:
+            yield connection
+            if not jobs.lock(connection, self.claim.job_id, self.fence):
+                raise FenceLost
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
+            yield connection
+
+    def _say(self, write: Callable[..., Any], **values: Any) -> Any:
+        """Write beside the results, on a connection of its own; None where the database is away."""
+        try:
+            if self._own is None:
+                self._own = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            return write(self._own, self.claim.job_id, self.fence, **values)
+        except DBAPIError as error:
+            self.close()
+            if not passes(error):
+                raise
+            return None
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._own is not None:
+            with contextlib.suppress(DBAPIError):
+                self._own.close()
+            self._own = None
+
+
+def passes(error: BaseException) -> bool:
+    """True for trouble with the database that passes: the job is tried again later."""
+    import psycopg
+
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(cause, psycopg.Error):
+        return False
+    state = cause.sqlstate
+    if state is None:  # no answer from a server at all
+        return isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError))
+    return state.startswith(PASSING)
+
+
+def execute(work: JobWork) -> None:
+    """Run the stage of a claimed job and note how it ended; never raises what a stage raised."""
+    _persist(work, lambda c: attempts.place(c, work.claim.job_id, work.fence, socket.gethostname(), os.getpid()))
+    try:
+        end = _outcome(work)
+    finally:
+        work.close()
+    if end is not None:
+        _persist(work, end)
+
+
+End = Callable[["Connection"], Any]
+
+
+def _outcome(work: JobWork) -> End | None:
+    """Run the stage; the step of the job that follows from its end, None where the job is another's by now."""
+    job_id, fence = work.claim.job_id, work.fence
+    try:
+        work.check()
+        result = stage(work.claim.kind)(work)
+        json.dumps(result)
+        work.flush()
+    except FenceLost:
+        return None
+    except (Preempted, Cancelled) as error:
+        return _stopped(work, type(error))
+    except (KeyboardInterrupt, SystemExit):
+        return lambda c: jobs.hand_back(c, job_id, fence)
+    except Exception as error:
+        verdict = _verdict(work)
+        if verdict is not None:  # a cancel also ends the sessions of a stage that does not look
+            return None if verdict is FenceLost else _stopped(work, verdict)
+        return _failed(work, error)
+    return lambda c: jobs.succeed(c, job_id, fence, result, peak_rss())
+
+
+def _verdict(work: JobWork) -> type[LachesisError] | None:
+    try:
+        work.check()
+    except LachesisError as error:
+        return type(error)
+    return None
+
+
+def _stopped(work: JobWork, how: type[LachesisError]) -> End:
+    job_id, fence = work.claim.job_id, work.fence
+    if how is Cancelled:
+        return lambda c: jobs.end_cancelled(c, job_id, fence)
+    return lambda c: jobs.hand_back(c, job_id, fence)
+
+
+def _failed(work: JobWork, error: Exception) -> End:
+    """What an error means: wrong input, trouble that passes, or a fault of ours. Its trace goes to a file alone."""
+    job_id, fence = work.claim.job_id, work.fence
+    _write_trace(work)
+    if passes(error):
+        return lambda c: jobs.retry_later(c, job_id, fence, "The database did not answer.")
+    if isinstance(error, LachesisError):
+        message, exit_code = str(error), error.exit_code
+    else:
+        message, exit_code = f"{type(error).__name__}: {_first_line(error)}", 1
+    if not isinstance(error, InputError):
+        message = message[:LONGEST_MESSAGE]
+    values: dict[str, Any] = {"exit_code": exit_code, "error_class": type(error).__name__, "message": message}
+    return lambda c: jobs.fail(c, job_id, fence, **values, peak_rss_bytes=peak_rss())
+
+
+def _first_line(error: Exception) -> str:
+    """The error's own first line; the rest of a database error (detail, statement, parameters) may hold rows."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return (str(cause).strip().splitlines() or ["no message"])[0]
+
+
+def _write_trace(work: JobWork) -> None:
+    with contextlib.suppress(OSError), (work.folder / "log").open("a") as file:
+        os.fchmod(file.fileno(), 0o600)
+        traceback.print_exc(file=file)
+
+
+def peak_rss() -> int:
+    """Largest memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _persist(work: JobWork, step: End) -> None:
+    """Do one step in a transaction; keep trying while the database is away, then leave the job to its lease."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with work.engine.begin() as connection:
+                step(connection)
+            return
+        except DBAPIError as error:
+            if not passes(error):
+                raise
+            if time.monotonic() > deadline:
+                print(f"Job {work.claim.job_id}: the database does not answer; its lease will end.", file=sys.stderr)
+                return
+            time.sleep(0.5)
+
+
+@contextmanager
+def terminable() -> Iterator[Callable[[], bool]]:
+    """While it lasts, a SIGTERM to this process (a whole group is told to end) means: hand the job back."""
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
