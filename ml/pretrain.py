@@ -18,7 +18,7 @@ from ml.config import Recipe
 from ml.data import prefetch, threads_for
 from ml.embed import embed, statistics, to_input
 from ml.encoders import reestimate_statistics
-from ml.training import CALIBRATION, STATISTICS, Data, Training, norm_of, start_encoder
+from ml.training import CALIBRATION, STATISTICS, Data, Training, own_facts, start_encoder
 
 PATIENCE = 3
 """Steps in a row that may be skipped because a number is not finite."""
@@ -234,5 +234,5 @@ def keep_untrained(
     tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     tensors |= {"embedding.mean": torch.from_numpy(mean), "embedding.sd": torch.from_numpy(sd)}
     file = folder / "final.safetensors"
-    checkpoint.save(file, tensors, {**facts, "recipe": recipe.to_dict(), "norm": norm_of(encoder), "seed": seed})
+    checkpoint.save(file, tensors, {**facts, **own_facts(recipe, encoder, seed)})
     return Result(file=file, step=0, num_steps=0, finished=True, validation={})

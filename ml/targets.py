@@ -45,7 +45,9 @@ def outcomes(labels: LabelArrays, rows: NDArray[np.int64]) -> Outcomes:
     prior_BK[_cells(labels.priors, rows)[0]] = True
     at_risk_BK &= ~(prior_BK & labels.excludes_prior)
 
-    time_BK, event_BK = end_BK.copy(), np.zeros_like(at_risk_BK)
+    death_B1 = labels.death_seconds[rows, None]
+    died_BK = labels.competing & (death_B1 >= 0) & (death_B1 <= end_BK)
+    time_BK, event_BK = np.where(died_BK, death_B1, end_BK), np.zeros_like(at_risk_BK)
     where, seconds = _cells(labels.events, rows)
     time_BK[where], event_BK[where] = seconds, True
     event_BK &= at_risk_BK

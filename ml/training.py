@@ -195,8 +195,7 @@ class Training:
         return encoder | {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
 
     def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        own = {"recipe": self.recipe.to_dict(), "norm": norm_of(self.encoder), "seed": self.seed}
-        return {**facts, **own, "epochs": self.history}
+        return {**facts, **own_facts(self.recipe, self.encoder, self.seed), "epochs": self.history}
 
     def resume(self, file: Path) -> None:
         """Go on from a stop on the way.
@@ -222,11 +221,10 @@ class Training:
         self.history = facts["epochs"]
 
 
-def norm_of(encoder: Encoder) -> str:
-    """The normalisation an encoder was built with."""
-    if encoder.frozen_statistics:
-        return "frozen"
-    return "batch" if batch_norms(encoder) else "group"
+def own_facts(recipe: Recipe, encoder: Encoder, seed: int) -> dict[str, Any]:
+    """What every checkpoint says of itself."""
+    norm = "frozen" if encoder.frozen_statistics else "batch" if batch_norms(encoder) else "group"
+    return {"recipe": recipe.to_dict(), "norm": norm, "width": encoder.width, "seed": seed}
 
 
 def _head(recipe: Recipe, targets: TteTargets | BinaryTargets, width: int) -> HazardHead | BinaryHead:

@@ -15,7 +15,7 @@ from app.errors import InputError, StoreError, UnknownName
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, RowMapping
 
     from app.settings import Settings
 
@@ -39,7 +39,8 @@ class Checkpoint:
 
 
 _FIND = """
-SELECT checkpoint_id, name, sha256, arm, encoder, width, recipe, seed, path, label_set_id, cohort_id, shuffled FROM model.checkpoint
+SELECT checkpoint_id, name, sha256, arm, encoder, width, recipe, seed, path, label_set_id, cohort_id, shuffled
+FROM model.checkpoint
 WHERE (name = :name AND is_final) OR checkpoint_id::text = :name OR (length(:name) >= 6 AND sha256 LIKE :name || '%')
 ORDER BY (name = :name) DESC, checkpoint_id DESC LIMIT 1
 """
@@ -114,6 +115,37 @@ def add_checkpoint(connection: Connection, values: Mapping[str, Any]) -> int:
     return int(connection.execute(insert(Table).values(**values).returning(Table.checkpoint_id)).scalar_one())
 
 
+_FORGET = """
+DELETE FROM model.checkpoint c
+WHERE c.job_id = :job AND NOT c.is_final AND c.checkpoint_id NOT IN (
+    SELECT checkpoint_id FROM model.checkpoint WHERE job_id = :job AND NOT is_final
+    ORDER BY step DESC, checkpoint_id DESC LIMIT :keep)
+  AND NOT EXISTS (SELECT FROM model.embedding_set e WHERE e.checkpoint_id = c.checkpoint_id)
+  AND NOT EXISTS (SELECT FROM model.alias a WHERE a.checkpoint_id = c.checkpoint_id)
+  AND NOT EXISTS (SELECT FROM model.checkpoint p WHERE p.parent_id = c.checkpoint_id)
+RETURNING path
+"""
+
+
+def forget_stops(connection: Connection, job_id: int, keep: int) -> list[str]:
+    """Delete a training's stops on the way but for the newest `keep` and those that something refers to.
+
+    Returns:
+        paths of artifacts that no row names any more; `remove` them once the transaction has committed.
+    """
+    from sqlalchemy import text
+
+    paths = set(connection.execute(text(_FORGET), {"job": job_id, "keep": keep}).scalars())
+    named = text("SELECT path FROM model.checkpoint WHERE path = ANY(:paths)")
+    return sorted(paths - set(connection.execute(named, {"paths": list(paths)}).scalars()))
+
+
+def remove(settings: Settings, paths: Iterable[str]) -> None:
+    """Delete published files that no row names any more."""
+    for path in paths:
+        (root(settings) / path).unlink(missing_ok=True)
+
+
 def replace_embeddings(
     connection: Connection, checkpoint_id: int, images: NDArray[np.int64], vectors: NDArray[np.float32]
 ) -> None:
@@ -140,7 +172,7 @@ def replace_embeddings(
             copy.write(f"{checkpoint_id}\t{image}\t[{numbers}]\n")
 
 
-def embedding_set(connection: Connection, checkpoint: Checkpoint, cohort_id: int) -> Mapping[str, Any]:
+def embedding_set(connection: Connection, checkpoint: Checkpoint, cohort_id: int) -> RowMapping:
     """The embedding of a cohort by a checkpoint. Raises InputError saying which command makes it."""
     from sqlalchemy import text
 

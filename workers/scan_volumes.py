@@ -1,0 +1,97 @@
+"""Scans of a cohort as cached volumes: what can be read, what cannot and why, and which contents are equal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InputError
+from app.store import artifacts
+from ml.data import Cached, Source, VolumeCache, volume_recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from app.store.work import Work
+    from ml.config import Recipe
+    from workers.bridge import Scan
+
+MAX_UNREADABLE = 0.05
+"""A larger share of unreadable scans ends a job: the place of the scans is wrong, not some scans."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScanVolumes:
+    """The volumes of some scans."""
+
+    cache: VolumeCache
+    cached: dict[int, Cached]
+    """image_occurrence_id → its volume; scans of one path share one."""
+    failed: dict[int, str]
+    """image_occurrence_id → why it cannot be read."""
+
+    def read(self, image: int) -> NDArray[np.int16]:
+        """(Z, Y, X) in HU."""
+        return self.cache.read(self.cached[image])
+
+    def failures(self) -> dict[str, Any]:
+        """For a job's result: how many scans were set aside, why, and some of them."""
+        return {
+            "num_failed": len(self.failed),
+            "failed_by_reason": dict(Counter(self.failed.values()).most_common(10)),
+            "failed_scans": sorted(self.failed)[:20],
+        }
+
+
+def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
+    """Decode what the cache lacks and note the digests of contents in `omop.image_occurrence`.
+
+    Raises:
+        InputError: no scan at all, or more than 5 % unreadable.
+    """
+    if not scans:
+        raise InputError("Expected scans, found none; does the cohort have members?")
+    home = work.settings.home or artifacts.root(work.settings)
+    cache = VolumeCache(home / "cache", volume_recipe(recipe))
+    sources = {scan.image_occurrence_id: Source(scan.path, scan.format) for scan in scans}
+    found = cache.prepare(
+        list(sources.values()), lambda done, total: work.progress(done, total, "volume", "reading volumes")
+    )
+    outcomes = {image: found[source] for image, source in sources.items()}
+    volumes = ScanVolumes(
+        cache=cache,
+        cached={image: outcome for image, outcome in outcomes.items() if isinstance(outcome, Cached)},
+        failed={image: outcome for image, outcome in outcomes.items() if isinstance(outcome, str)},
+    )
+    _refuse_too_many(volumes, len(scans))
+    _note_contents(work, volumes)
+    return volumes
+
+
+def _refuse_too_many(volumes: ScanVolumes, total: int) -> None:
+    if not volumes.failed:
+        return
+    reason, count = Counter(volumes.failed.values()).most_common(1)[0]
+    if not volumes.cached or len(volumes.failed) > MAX_UNREADABLE * total:
+        raise InputError(
+            f"Expected at most {MAX_UNREADABLE:.0%} unreadable scans, got {len(volumes.failed)} of {total}; "
+            f"the most frequent reason ({count}): {reason}"
+        )
+
+
+def _note_contents(work: Work, volumes: ScanVolumes) -> None:
+    """Fill `sha256` of scans whose voxels were read for the first time, or whose file changed."""
+    from sqlalchemy import text
+
+    images = sorted(volumes.cached)
+    digests = [bytes.fromhex(volumes.cached[image].content_sha256) for image in images]
+    statement = text(
+        "UPDATE omop.image_occurrence i SET sha256 = v.sha256 "
+        "FROM unnest(CAST(:images AS bigint[]), CAST(:digests AS bytea[])) v(image_occurrence_id, sha256) "
+        "WHERE i.image_occurrence_id = v.image_occurrence_id AND i.sha256 IS DISTINCT FROM v.sha256"
+    )
+    with work.transaction() as connection:
+        connection.execute(statement, {"images": images, "digests": digests})

@@ -1,0 +1,192 @@
+"""Stage `embed`: a checkpoint and a cohort → standardised vectors, in Postgres for search and in a file for heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.errors import InputError
+from app.store import artifacts, names
+from app.store.work import Work
+from workers.bridge import TRAIN, Members, Scan, read_members, read_scans
+from workers.scan_volumes import ScanVolumes, prepare
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sqlalchemy import Connection
+
+    from ml.checkpoint import Trained
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vectors:
+    """Standardised embeddings of N scans, by ascending image_occurrence_id."""
+
+    images: NDArray[np.int64]
+    embedding: NDArray[np.float32]
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
+
+
+def embed(work: Work) -> dict[str, Any]:
+    """Embed the scans of `args["cohort"]` by `args["checkpoint"]`; a complete earlier embedding is left as it is.
+
+    Equal volumes are embedded once. Scans that cannot be read are counted and left out.
+
+    Raises:
+        InputError: unknown names, no scan, or too many unreadable ones.
+        ValueError: a vector that cannot be searched for (zero, not finite, beyond a half's range).
+    """
+    with work.connect() as connection:
+        checkpoint = artifacts.find_checkpoint(connection, str(work.args["checkpoint"]))
+        cohort_id = names.find(connection, "cohort", str(work.args["cohort"])).id
+        kept = _complete(connection, work, checkpoint.checkpoint_id, cohort_id)
+        members = read_members(connection, cohort_id)
+        scans = read_scans(connection, work.settings, cohort_id)
+    if kept is not None:
+        work.log(f"unchanged: checkpoint {checkpoint.name} has embedded this cohort already")
+        return {**kept, "name": checkpoint.name, "unchanged": True}
+
+    trained = _load(work, checkpoint)
+    volumes = prepare(work, trained.recipe, scans)
+    vectors = _vectors(work, trained, volumes, members)
+    shared = _shared(scans, volumes)
+    file = _write(work.folder / "embedding.safetensors", vectors, volumes)
+    path, sha256 = artifacts.publish(work.settings, file, "embeddings")
+    file.unlink()
+    row = {
+        "checkpoint_id": checkpoint.checkpoint_id,
+        "cohort_id": cohort_id,
+        "path": path,
+        "sha256": sha256,
+        "mean": vectors.mean.tolist(),
+        "sd": vectors.sd.tolist(),
+        "num_scans": len(vectors.images),
+        "num_failed": len(volumes.failed),
+        "shared_volumes": shared,
+        "job_id": work.job_id,
+    }
+    work.progress(0, None, "", "writing embeddings")
+    indexed = _store(work, checkpoint.width, row, vectors)
+    counts = {key: row[key] for key in ("checkpoint_id", "cohort_id", "num_scans", "shared_volumes")}
+    distinct = len({cached.content_sha256 for cached in volumes.cached.values()})
+    return {
+        **counts,
+        "name": checkpoint.name,
+        "distinct_volumes": distinct,
+        "width": checkpoint.width,
+        "indexed": indexed,
+        "unchanged": False,
+        **volumes.failures(),
+    }
+
+
+def _complete(connection: Connection, work: Work, checkpoint_id: int, cohort_id: int) -> dict[str, Any] | None:
+    """The earlier embedding, where no scan was missing and its file is still there."""
+    from sqlalchemy import text
+
+    row = (
+        connection.execute(
+            text(
+                "SELECT checkpoint_id, cohort_id, num_scans, num_failed, shared_volumes, path FROM model.embedding_set "
+                "WHERE checkpoint_id = :checkpoint AND cohort_id = :cohort AND num_failed = 0"
+            ),
+            {"checkpoint": checkpoint_id, "cohort": cohort_id},
+        )
+        .mappings()
+        .first()
+    )
+    if row is None or not (artifacts.root(work.settings) / row["path"]).is_file():
+        return None
+    return {key: value for key, value in row.items() if key != "path"}
+
+
+def _load(work: Work, checkpoint: artifacts.Checkpoint) -> Trained:
+    """The encoder on its device. Raises InputError for a file that is not one of ours."""
+    import torch
+
+    from ml.checkpoint import load_encoder
+    from ml.data import threads_for
+    from ml.embed import pick_device, place
+
+    try:
+        trained = load_encoder(artifacts.fetch(work.settings, checkpoint.path, checkpoint.sha256))
+    except ValueError as error:
+        raise InputError(f"Checkpoint {checkpoint.name!r} cannot be used: {error}") from None
+    torch.set_num_threads(threads_for(trained.recipe))
+    place(trained.encoder, pick_device())
+    return trained
+
+
+def _vectors(work: Work, trained: Trained, volumes: ScanVolumes, members: Members) -> Vectors:
+    """Embed each distinct content once, spread it over its scans, standardise by the train mean and SD."""
+    from ml.embed import embed as embed_volumes
+    from ml.embed import standardise, statistics
+
+    images = np.array(sorted(volumes.cached), np.int64)
+    contents = [volumes.cached[image].content_sha256 for image in images.tolist()]
+    first: dict[str, int] = {}
+    for image, content in zip(images.tolist(), contents, strict=True):
+        first.setdefault(content, image)
+    place = {content: position for position, content in enumerate(first)}
+    raw = embed_volumes(
+        trained.encoder,
+        trained.recipe,
+        volumes.read,
+        list(first.values()),
+        lambda done, total: work.progress(done, total, "volume", "embedding"),
+    )[[place[content] for content in contents]]
+    if trained.mean is not None and trained.sd is not None:
+        mean, sd = trained.mean.double().numpy(), trained.sd.double().numpy()
+    else:  # a stop on the way keeps no statistics
+        train = np.isin(images, members.image[members.eligible & (members.split == TRAIN)])
+        mean, sd = statistics(raw[train] if train.any() else raw)
+    return Vectors(images=images, embedding=standardise(raw, mean, sd), mean=mean, sd=sd)
+
+
+def _shared(scans: list[Scan], volumes: ScanVolumes) -> int:
+    from ml.embed import shared_volumes
+
+    read = [scan for scan in scans if scan.image_occurrence_id in volumes.cached]
+    contents = [volumes.cached[scan.image_occurrence_id].content_sha256 for scan in read]
+    return shared_volumes(contents, np.array([scan.person_id for scan in read], np.int64))
+
+
+def _write(file: Path, vectors: Vectors, volumes: ScanVolumes) -> Path:
+    """The exact numbers for heads, as safetensors; beside them what is known of the voxels alone."""
+    from safetensors.numpy import save_file
+
+    cached = [volumes.cached[image] for image in vectors.images.tolist()]
+    tensors = {
+        "image_occurrence_id": vectors.images,
+        "embedding": vectors.embedding,
+        "mean": vectors.mean,
+        "sd": vectors.sd,
+        "voxel_stats": np.array([(c.mean_hu, c.sd_hu) for c in cached], np.float32),
+        "padding_share": np.array([c.padding_share for c in cached], np.float32),
+        "z_coverage": np.array([c.z_coverage for c in cached], np.float32),
+    }
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file)
+    return file
+
+
+def _store(work: Work, width: int, row: dict[str, Any], vectors: Vectors) -> bool:
+    """Vectors, index and the row of the set in one transaction; False where vectors are too long for an index."""
+    from sqlalchemy import text
+    from sqlalchemy.dialects.postgresql import insert
+
+    from app.schema.model import EmbeddingSet
+
+    checkpoint = {"c": row["checkpoint_id"], "w": width}
+    statement = insert(EmbeddingSet).values(**row)
+    newer: dict[str, Any] = {key: statement.excluded[key] for key in row if key not in ("checkpoint_id", "cohort_id")}
+    with work.transaction() as connection:
+        connection.execute(text("SELECT model.add_embedding_partition(:c, :w)"), checkpoint)
+        artifacts.replace_embeddings(connection, row["checkpoint_id"], vectors.images, vectors.embedding)
+        indexed = connection.execute(text("SELECT model.index_embedding_partition(:c)"), checkpoint).scalar_one()
+        newer["created_at"] = text("clock_timestamp()")
+        connection.execute(statement.on_conflict_do_update(index_elements=["checkpoint_id", "cohort_id"], set_=newer))
+    return bool(indexed)

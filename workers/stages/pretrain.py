@@ -1,0 +1,393 @@
+"""Stage `pretrain`: labels and volumes → an encoder, kept as checkpoints, the last of which is final."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.errors import InputError, Preempted, StoreError, UnknownName
+from app.store import artifacts
+from app.store.names import check_name
+from app.store.work import Work
+from ml.config import Recipe, read_recipe
+from ml.labelling import LabelArrays
+from workers.bridge import (
+    TRAIN,
+    TUNING,
+    LabelSetInfo,
+    Members,
+    Scan,
+    find_label_set,
+    read_labels,
+    read_members,
+    read_scans,
+)
+from workers.scan_volumes import ScanVolumes, prepare
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ml.pretrain import Result
+    from ml.targets import BinaryTargets, TteTargets
+    from ml.training import Data
+
+ARMS = ("base", "mtl", "visit", "tte")
+KEEP = 3
+"""Stops on the way that stay."""
+FLUSH_POINTS = 12
+"""Numbers of the loss curves written at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Everything that decides what a training makes, and the rows it reads."""
+
+    name: str
+    arm: str
+    recipe: Recipe
+    seed: int
+    shuffled: bool
+    weights: Path | None
+    parent_id: int | None
+    info: LabelSetInfo
+    labels: LabelArrays
+    members: Members
+    scans: list[Scan]
+    facts: dict[str, Any]
+    """Names and digests of the inputs; equal facts make equal weights."""
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+
+def pretrain(work: Work) -> dict[str, Any]:
+    """Train `args["arm"]`, or keep the start weights (`base`); an identical finished training is left as it is.
+
+    Args of the job: arm, encoder, labels, name, seed, set (recipe settings as text), shuffle_volumes.
+
+    Raises:
+        InputError: a setting, name or input that cannot be used.
+    """
+    plan = _plan(work)
+    with work.connect() as connection:
+        finished = _finished(connection, plan)
+    if finished is not None:
+        work.log(f"unchanged: checkpoint {plan.name} was made from the same labels, recipe and seed")
+        return {**finished, "unchanged": True}
+
+    rows = np.flatnonzero(plan.members.eligible & np.isin(plan.members.split, (TRAIN, TUNING)))
+    wanted = set(plan.members.image[rows].tolist())
+    volumes = prepare(work, plan.recipe, [s for s in plan.scans if s.image_occurrence_id in wanted])
+    data = _data(plan, rows, volumes)
+    described = _describe(plan, data, volumes)
+    result = _train(work, plan, data, described)
+    if result.file is None:  # never of a finished training
+        raise Preempted
+    steps = (result.step, result.num_steps)
+    checkpoint_id = _publish(work, plan, described, result.file, steps=steps, validation=result.validation)
+    return {
+        "checkpoint_id": checkpoint_id,
+        "name": plan.name,
+        "arm": plan.arm,
+        "steps": result.step,
+        "num_train": len(data.train),
+        "num_tuning": len(data.tuning),
+        "num_tasks": described["num_tasks"],
+        "validation": {k: v for k, v in result.validation.items() if k != "epochs"},
+        "unchanged": False,
+        **volumes.failures(),
+    }
+
+
+def _plan(work: Work) -> Plan:
+    """Read and check everything that decides what will be made; nothing is written."""
+    args = work.args
+    arm, name = str(args["arm"]), check_name("checkpoint", args["name"])
+    if arm not in ARMS:
+        raise UnknownName("arm", arm, ARMS)
+    seed, shuffled = int(args.get("seed") or 0), bool(args.get("shuffle_volumes"))
+    try:
+        recipe = read_recipe(str(args["encoder"]), args.get("set") or {})
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    with work.connect() as connection:
+        info = find_label_set(connection, str(args["labels"]))
+        labels, members = read_labels(connection, info), read_members(connection, info.cohort_id)
+        scans = read_scans(connection, work.settings, info.cohort_id)
+        weights, parent_id = _weights(connection, work, recipe.weights)
+    if not np.array_equal(labels.member, members.member):
+        raise InputError(
+            f"Expected labels for each member of the cohort {info.cohort!r}, found other members in {info.name!r}; "
+            f"run `lachesis label {info.name} --cohort {info.cohort} --tasks {info.task_set}` again."
+        )
+    stored_arm = "untrained" if arm == "base" and weights is None else arm
+    facts = {
+        "settings": recipe.to_dict(),
+        "arm": stored_arm,
+        "seed": seed,
+        "shuffled": shuffled,
+        "label_set": f"{info.name}@{info.version}",
+        "label_digest": info.digest,
+        "images_digest": hashlib.sha256(members.image.tobytes() + members.split.tobytes()).hexdigest(),
+        "weights_sha256": artifacts.file_digest(weights) if weights else None,
+    }
+    return Plan(
+        name=name,
+        arm=stored_arm,
+        recipe=recipe,
+        seed=seed,
+        shuffled=shuffled,
+        weights=weights,
+        parent_id=parent_id,
+        info=info,
+        labels=labels,
+        members=members,
+        scans=scans,
+        facts=facts,
+    )
+
+
+def _weights(connection: Any, work: Work, given: str) -> tuple[Path | None, int | None]:
+    """The file that `weights` names, and the checkpoint where it is one of ours."""
+    if not given:
+        return None, None
+    if Path(given).suffix == ".safetensors":
+        if not Path(given).is_file():
+            raise InputError("Expected a safetensors file for weights, found none there; give its absolute path.")
+        return Path(given), None
+    parent = artifacts.find_checkpoint(connection, given)
+    return artifacts.fetch(work.settings, parent.path, parent.sha256), parent.checkpoint_id
+
+
+def _finished(connection: Any, plan: Plan) -> dict[str, Any] | None:
+    """The newest finished checkpoint of this name, if it was made from the same inputs."""
+    from sqlalchemy import text
+
+    row = connection.execute(
+        text(
+            "SELECT checkpoint_id, name, arm, step AS steps, recipe ->> 'identity' AS identity FROM model.checkpoint "
+            "WHERE name = :name AND is_final ORDER BY checkpoint_id DESC LIMIT 1"
+        ),
+        {"name": plan.name},
+    ).mappings()
+    found = row.first()
+    if found is None or found["identity"] != plan.identity:
+        return None
+    return {key: value for key, value in found.items() if key != "identity"}
+
+
+def _data(plan: Plan, rows: NDArray[np.int64], volumes: ScanVolumes) -> Data:
+    """Rows whose volume can be read, and their targets. Raises InputError where there is nothing to learn."""
+    from ml.data import permuted_among
+    from ml.training import Data
+
+    members = plan.members
+    readable = rows[[image in volumes.cached for image in members.image[rows].tolist()]]
+    train, tuning = (readable[members.split[readable] == split] for split in (TRAIN, TUNING))
+    if len(train) == 0:
+        raise InputError(
+            f"Expected eligible train members in the cohort {plan.info.cohort!r}, found none; "
+            f"`lachesis show cohort {plan.info.cohort}` says why they were left out."
+        )
+    source = np.arange(len(members.member))
+    if plan.shuffled:
+        groups = np.full(len(source), -1)
+        groups[readable] = members.split[readable]
+        source = permuted_among(groups, members.person, plan.seed)
+    try:
+        targets = _targets(plan, train)
+    except ValueError as error:
+        raise InputError(f"{error} The label set is {plan.info.name!r}.") from None
+    return Data(
+        volume=lambda row: volumes.read(int(members.image[source[row]])), train=train, tuning=tuning, targets=targets
+    )
+
+
+def _targets(plan: Plan, train: NDArray[np.int64]) -> TteTargets | BinaryTargets:
+    from ml.targets import MtlTargets, TteTargets, VisitTargets
+
+    if plan.arm == "mtl":
+        return MtlTargets(plan.labels, train, plan.info.horizons_days)
+    if plan.arm == "visit":
+        return VisitTargets(plan.labels, train)
+    return TteTargets(plan.labels, train, plan.recipe.pieces)
+
+
+def _describe(plan: Plan, data: Data, volumes: ScanVolumes) -> dict[str, Any]:
+    """The complete recipe as stored: settings, inputs by name and digest, tasks, pieces, counts, versions."""
+    import torch
+
+    from ml.hazards import last_day_at_risk
+    from ml.labelling import DAY_SECONDS
+    from ml.targets import TteTargets
+
+    targets = data.targets
+    follow_up = plan.labels.follow_up_seconds[data.train] / DAY_SECONDS
+    described: dict[str, Any] = {
+        **plan.facts,
+        "identity": plan.identity,
+        "cohort": plan.info.cohort,
+        "task_set": plan.info.task_set,
+        "tasks": plan.info.task_names,
+        "num_tasks": len(plan.info.task_names),
+        "num_train": len(data.train),
+        "num_tuning": len(data.tuning),
+        "num_unreadable": len(volumes.failed),
+        "per_scan": targets.per_scan,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    if isinstance(targets, TteTargets):
+        described["pieces_days"] = [*targets.edges[:-1].tolist(), None]  # the last piece is open
+        described["last_day_at_risk"] = last_day_at_risk(follow_up)
+    elif plan.arm == "mtl":
+        described["horizons_days"] = plan.info.horizons_days
+        described["absent_tasks"] = _absent(plan, targets)
+    return described
+
+
+def _absent(plan: Plan, targets: BinaryTargets) -> list[str]:
+    """Clinical tasks without a positive label at any train scan."""
+    ends = np.cumsum([len(days) for days in plan.info.horizons_days])
+    positive = np.split(targets.positive, ends[:-1])
+    return [name for name, counts in zip(plan.info.task_names, positive, strict=True) if not counts.sum()]
+
+
+def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Result:
+    from ml.pretrain import keep_untrained, pretrain
+
+    facts = {"name": plan.name, "arm": plan.arm, "described": described}
+    common: dict[str, Any] = {"seed": plan.seed, "folder": work.folder, "facts": facts, "weights": plan.weights}
+    if plan.arm in ("base", "untrained"):
+        work.progress(0, None, "", "embedding train volumes")
+        return keep_untrained(plan.recipe, data, **common)
+    step, resume = _stop_on_the_way(work)
+    work.started_at_step(step)
+    watcher = Watcher(work, plan, described)
+    result = pretrain(plan.recipe, data, observer=watcher, resume=resume, **common)
+    watcher.flush()
+    if not result.finished:
+        raise Preempted
+    return result
+
+
+def _stop_on_the_way(work: Work) -> tuple[int, Path | None]:
+    """The step and file of this job's newest intact stop on the way; (0, None) where there is none."""
+    from sqlalchemy import text
+
+    if work.job_id is None:
+        return 0, None
+    with work.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT step, path, sha256 FROM model.checkpoint WHERE job_id = :job AND NOT is_final "
+                "ORDER BY step DESC, checkpoint_id DESC"
+            ),
+            {"job": work.job_id},
+        ).all()
+    for step, path, sha256 in rows:
+        try:
+            return step, artifacts.fetch(work.settings, path, sha256)
+        except StoreError as error:
+            work.log(f"the checkpoint of step {step} cannot be used: {error}")
+    return 0, None
+
+
+class Watcher:
+    """Turns news of a training into rows: progress, loss curves, stops on the way."""
+
+    def __init__(self, work: Work, plan: Plan, described: dict[str, Any]) -> None:
+        self.work, self.plan, self.described = work, plan, described
+        self.points: list[dict[str, Any]] = []
+        self.preempted = False
+
+    def stop(self) -> bool:
+        """True once the worker is asked to stop; Cancelled and FenceLost pass through."""
+        try:
+            self.work.check()
+        except Preempted:
+            self.preempted = True
+        return self.preempted
+
+    def progress(self, step: int, total: int, epoch: int) -> None:
+        try:
+            self.work.progress(step, total, "step", f"epoch {min(epoch + 1, self.plan.recipe.epochs)}")
+        except Preempted:
+            self.preempted = True
+
+    def curve(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        self.points += [{"step": step, "epoch": epoch, "name": name, "value": v} for name, v in values.items()]
+        if len(self.points) >= FLUSH_POINTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the points of the loss curves that wait; those of steps taken again replace the older ones."""
+        from sqlalchemy.dialects.postgresql import insert
+
+        from app.schema.ops import TrainingStep
+
+        if self.points and self.work.job_id is not None:
+            rows = [{**point, "job_id": self.work.job_id} for point in self.points]
+            statement = insert(TrainingStep)
+            replace = {"value": statement.excluded.value, "epoch": statement.excluded.epoch}
+            statement = statement.on_conflict_do_update(index_elements=["job_id", "step", "name"], set_=replace)
+            with self.work.transaction() as connection:
+                connection.execute(statement, rows)
+        self.points = []
+
+    def keep(self, file: Path, step: int, total: int) -> None:
+        self.flush()
+        _publish(self.work, self.plan, self.described, file, steps=(step, total))
+        if self.work.job_id is not None:
+            with self.work.transaction() as connection:
+                superseded = artifacts.forget_stops(connection, self.work.job_id, KEEP)
+            artifacts.remove(self.work.settings, superseded)
+
+
+def _publish(
+    work: Work,
+    plan: Plan,
+    described: dict[str, Any],
+    file: Path,
+    *,
+    steps: tuple[int, int],
+    validation: dict[str, Any] | None = None,
+) -> int:
+    """Put a checkpoint among the artifacts, then write its row; final where there is a validation. Its key."""
+    from app import __version__
+    from ml import checkpoint
+
+    path, sha256 = artifacts.publish(work.settings, file, "checkpoints")
+    values = {
+        "name": plan.name,
+        "sha256": sha256,
+        "arm": plan.arm,
+        "encoder": plan.recipe.encoder,
+        "width": checkpoint.facts(file)["width"],
+        "recipe": described,
+        "seed": plan.seed,
+        "step": steps[0],
+        "num_steps": steps[1],
+        "is_final": validation is not None,
+        "parent_id": plan.parent_id,
+        "label_set_id": plan.info.label_set_id,
+        "cohort_id": plan.info.cohort_id,
+        "shuffled": plan.shuffled,
+        "path": path,
+        "num_bytes": file.stat().st_size,
+        "validation": validation or {},
+        "code_version": __version__,
+        "job_id": work.job_id,
+        "fence": work.fence,
+    }
+    with work.transaction() as connection:
+        checkpoint_id = artifacts.add_checkpoint(connection, values)
+    file.unlink()
+    return checkpoint_id
