@@ -73,8 +73,8 @@ def keep_root(connection: Connection, source_id: int, root: str, folder: str | N
     )
     connection.execute(
         text(
-            "UPDATE ops.source SET details = jsonb_set(details, ARRAY['roots', :kept], to_jsonb(CAST(:folder AS text))) "
-            "WHERE source_id = :source_id"
+            "UPDATE ops.source SET details = jsonb_set(details, ARRAY['roots', CAST(:kept AS text)], "
+            "to_jsonb(CAST(:folder AS text))) WHERE source_id = :source_id"
         ),
         values,
     )
