@@ -62,11 +62,24 @@ def decode_nifti(path: Path) -> Decoded:
         stored = proxy.slope == 1 and proxy.inter == 0
         values = np.asanyarray(proxy) if stored else image.get_fdata(dtype=np.float32, caching="unchanged")
         unit = MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+        spaced = header["sform_code"] > 0 or _has_spacing(image)
     except (OSError, EOFError, zlib.error, ImageFileError, KeyError, AttributeError) as error:
         raise ValueError(f"Expected a readable NIfTI file, got one that fails with {type(error).__name__}.") from error
+    if not spaced:
+        raise ValueError("Expected a spacing along each axis, got zero in the header; convert the scan again.")
     affine = np.array(image.affine, np.float64)
     affine[:3] *= unit
     return Decoded(to_int16(values.reshape(shape)), affine)
+
+
+def _has_spacing(image: Any) -> bool:
+    """Whether the file's own header has one; nibabel puts 1 mm where it has zero."""
+    from nibabel.openers import ImageOpener
+
+    holder = image.file_map.get("header") or image.file_map["image"]
+    with ImageOpener(holder.filename) as file:
+        stored = type(image.header).from_fileobj(file, check=False)
+    return bool((stored["pixdim"][1:4] != 0).all())
 
 
 def _check_nifti(header: Any, proxy: Any, shape: tuple[int, ...]) -> None:

@@ -105,7 +105,8 @@ def _canonical(decoded: Decoded) -> _Canonical:
     affine = decoded.affine @ inv_ornt_aff(orientation, decoded.hu.shape)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
     directions = (affine[:3, :3] / spacing)[::-1, ::-1]
-    return _Canonical(np.ascontiguousarray(hu.transpose(2, 1, 0)), spacing[::-1].copy(), directions)
+    # Formats keep spacings with different precision; 0.1 micrometre is more than any of them means.
+    return _Canonical(np.ascontiguousarray(hu.transpose(2, 1, 0)), spacing[::-1].round(4), directions)
 
 
 def _check_hounsfield(hu: NDArray[np.int16]) -> None:
@@ -128,7 +129,7 @@ def _check_hounsfield(hu: NDArray[np.int16]) -> None:
 
 
 def _digest(scan: _Canonical) -> bytes:
-    about = [*scan.hu.shape, *(round(float(s) * 1000) for s in scan.spacing)]
+    about = [*scan.hu.shape, *(round(float(s) * 10_000) for s in scan.spacing)]
     digest = hashlib.sha256(np.array(about, "<i8").tobytes())
     digest.update(np.ascontiguousarray(scan.hu, "<i2").data)
     return digest.digest()

@@ -39,13 +39,14 @@ def read_nifti(path: Path) -> Header:
         header, affine = image.header, np.array(image.affine, float)
         slope, inter = image.dataobj.slope, image.dataobj.inter
         shape = tuple(int(n) for n in image.shape)
+        spaced = header["sform_code"] > 0 or _has_spacing(image)
     except (OSError, EOFError, zlib.error, ImageFileError, ValueError, KeyError, AttributeError) as error:
         raise Unreadable("unreadable_file") from error
     dtype = header.get_data_dtype()
     rescaled = (slope, inter) != (1, 0)
     simulated = DESCRIPTION.encode() in header["descrip"].tobytes() if "descrip" in header else False
     spacing, directions = _geometry(affine, header)
-    reasons = _shape_reasons(shape, spacing, dtype)
+    reasons = _shape_reasons(shape, spacing if spaced else np.zeros(3), dtype)
     not_hu = dtype.kind == "u" and not rescaled
     reasons += ["not_hounsfield"] if not_hu or (dtype.itemsize == 1 and not rescaled) else []
     reasons += _orientation_reasons(header, directions)
@@ -57,7 +58,7 @@ def read_nifti(path: Path) -> Header:
         rows=grid[0],
         columns=grid[1],
         slices=grid[2],
-        spacing_mm=[round(float(s), 5) for s in spacing] if np.isfinite(spacing).all() else None,
+        spacing_mm=[round(float(s), 5) for s in spacing] if "no_spacing" not in reasons else None,
         orientation=_codes(affine),
         hu_state=state,
         reasons=tuple(reasons),
@@ -65,6 +66,16 @@ def read_nifti(path: Path) -> Header:
         simulated=simulated,
         details={"type": str(dtype), "slope": float(slope), "intercept": float(inter)},
     )
+
+
+def _has_spacing(image: Any) -> bool:
+    """Whether the file's own header has one; nibabel puts 1 mm where it has zero."""
+    from nibabel.openers import ImageOpener
+
+    holder = image.file_map.get("header") or image.file_map["image"]
+    with ImageOpener(holder.filename) as file:
+        stored = type(image.header).from_fileobj(file, check=False)
+    return bool((stored["pixdim"][1:4] != 0).all())
 
 
 def _geometry(affine: Any, header: Any) -> tuple[Any, Any]:
