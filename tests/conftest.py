@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import Engine
 
 from app.embedded import Store, ensure_up, stop
+from app.errors import StoreError
 from app.settings import Settings
 from app.store.session import make_engine
 from app.store.work import InlineWork
@@ -101,6 +102,26 @@ def work(engine: Engine, settings: Settings, tmp_path: Path) -> Callable[..., In
         return InlineWork(engine, args=args, folder=tmp_path / "work", settings=replace(settings))
 
     return make
+
+
+@pytest.fixture
+def new_home() -> Iterator[Callable[..., Settings]]:
+    """A factory of settings that name a home which is not there yet; its servers are ended afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="lachesis-home-"))
+    folder.chmod(0o711)
+    made: list[Settings] = []
+
+    def make(name: str = "home", *, version: int = 18) -> Settings:
+        made.append(Settings(home=folder / name, home_is_named=True, postgres_version=version))
+        return made[-1]
+
+    yield make
+    for settings in made:
+        try:
+            stop(settings)
+        except StoreError:
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError, StoreError
 from app.store.schema_version import first_line
+
+if TYPE_CHECKING:
+    import psycopg
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,24 +46,28 @@ def ask(url: str, statement: str) -> Iterator[Answer]:
     with connection:
         connection.read_only = True
         cursor = connection.cursor()
-        # in chunks where libpq can, else row by row
-        rows = cursor.stream(statement, size=1000 if psycopg.capabilities.has_stream_chunked() else 1)
         try:
-            first = next(rows, None)
-            if cursor.description is None:
-                raise InputError("Expected a statement that gives rows, found one that gives none.")
-            columns = [column.name for column in cursor.description]
-            yield Answer(columns=columns, rows=_chain(first, rows))
+            columns = _columns(connection, statement)
+            # in chunks where libpq can, else row by row
+            rows = cursor.stream(statement, size=1000 if psycopg.capabilities.has_stream_chunked() else 1)
+            yield Answer(columns=columns, rows=rows)
         except psycopg.Error as error:
             raise InputError(_refusal(error)) from None
-        finally:
-            rows.close()  # type: ignore[attr-defined]
 
 
-def _chain(first: tuple[Any, ...] | None, rest: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    if first is not None:
-        yield first
-        yield from rest
+def _columns(connection: psycopg.Connection[Any], statement: str) -> list[str]:
+    """Names of a statement's columns, asked before it runs, since a stream without rows does not tell them."""
+    from psycopg import pq
+    from psycopg.errors import error_from_result
+
+    prepared = connection.pgconn.prepare(b"", statement.encode())
+    if prepared.status != pq.ExecStatus.COMMAND_OK:
+        raise error_from_result(prepared)
+    described = connection.pgconn.describe_prepared(b"")
+    names = [(described.fname(i) or b"").decode() for i in range(described.nfields)]
+    if not names:
+        raise InputError("Expected a statement that gives rows, found one that gives none.")
+    return names
 
 
 def _refusal(error: Any) -> str:
