@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 WAIT_SECONDS = 20.0
-"""How long a process may take to end before it is killed."""
+"""How long a server may take to end before it is killed."""
+WORKER_SECONDS = 45.0
+"""The same for workers, whose jobs may write a checkpoint first (they give them 30 s)."""
 
 
 def start_time(pid: int) -> float | None:
@@ -130,11 +132,16 @@ def live_workers(home: Path) -> dict[str, int]:
 def stop_workers(home: Path) -> int:
     """End the workers noted in HOME/workers and remove their notes; how many there were."""
     workers = live_workers(home)
-    for pid in workers.values():
+    started = {pid: start_time(pid) for pid in workers.values()}
+    for pid in started:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    for pid in workers.values():
-        end(pid)
+    deadline = time.monotonic() + WORKER_SECONDS
+    for pid, began in started.items():
+        if began is not None and not _gone(pid, began, deadline - time.monotonic()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            _gone(pid, began, 5.0)
     for path in (home / "workers").glob("*.pid"):
         path.unlink(missing_ok=True)
     return len(workers)
