@@ -158,26 +158,35 @@ def _exchange_batch_norms(module: nn.Module) -> None:
 
 @torch.no_grad()
 def reestimate_statistics(encoder: Encoder, batches: Iterable[Tensor]) -> int:
-    """Set the running statistics of batch normalisation to those of some train volumes; how many volumes.
+    """Set the statistics of batch normalisation to those of some train volumes; how many volumes.
+
+    Each pass is normalised by its own statistics, as in training; the mean and the whole variance over all passes,
+    between them, too, are what evaluation uses from then on.
 
     Args:
-        encoder: left in the mode it came in; encoders without batch normalisation stay as they are.
-        batches: (B, 1, Z, Y, X) inputs, 200 volumes or more.
+        encoder: left in evaluation mode; one without batch normalisation stays as it is.
+        batches: (B, 1, Z, Y, X) inputs, 200 volumes or more, each of one size.
     """
     layers = batch_norms(encoder)
     if not layers:
         return 0
-    was_training, momenta = encoder.training, [layer.momentum for layer in layers]
+    sums: dict[nn.Module, Tensor] = {layer: layer.weight.new_zeros(2, layer.num_features) for layer in layers}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].float().transpose(0, 1).flatten(1)
+        sums[layer] += torch.stack([x.mean(1), x.square().mean(1)]) * len(inputs[0])
+
     encoder.eval()
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # cumulative average
         layer.train()
     volumes = 0
     for batch in batches:
         encoder(batch)
         volumes += len(batch)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    encoder.train(was_training)
+    for layer, hook in zip(layers, hooks, strict=True):
+        hook.remove()
+        mean, square = sums[layer] / volumes
+        layer.running_mean, layer.running_var = mean, (square - mean.square()).clamp(min=0)
+    encoder.eval()
     return volumes

@@ -118,16 +118,17 @@ def pretrain(
                 return keeper.hand_back()
             keeper.keep_when_due()
 
-            loss = 0.0
+            loss = null = torch.zeros((), device=run.device)
             for _ in range(run.passes_per_step):
                 batch = run.to_device(next(batches))
-                part = run.loss(run.output(batch), batch) / run.volumes_per_step
+                output = run.output(batch)
+                part = run.loss(output, batch) / run.volumes_per_step
                 part.backward()
-                loss += float(part.detach())
+                loss, null = loss + part.detach(), null + run.null_loss(output, batch) / run.volumes_per_step
             rate = learning_rate(recipe, run.step, run.num_steps)
-            _update(run, rate, loss)
+            _update(run, rate, float(loss))
 
-            meter.note(loss, rate)
+            meter.note(float(loss - null), rate)
             if run.step % run.steps_per_epoch == 0:
                 meter.note_epoch(run.note_epoch())
             observer.progress(run.step, run.num_steps, run.epoch)
@@ -194,22 +195,27 @@ class _Keeper:
 
 
 class _Meter:
-    """Turns losses of steps into points of curves."""
+    """Turns losses of steps into points of curves.
+
+    A batch with many events loses much under any model. So the train loss is told as what the model lost beyond the
+    null model on the same scans, plus what the null model loses over the whole train split: the same mean, less noise.
+    """
 
     def __init__(self, run: Training, observer: Observer) -> None:
         self.run, self.observer = run, observer
         self.every = max(1, run.num_steps // POINTS)
         self.since, self.from_step = time.monotonic(), run.step
 
-    def note(self, loss: float, rate: float) -> None:
+    def note(self, excess: float, rate: float) -> None:
         run = self.run
-        if math.isfinite(loss):
-            run.loss_sum, run.loss_count = run.loss_sum + loss, run.loss_count + 1
-        if run.step % self.every == 0 and run.loss_count:
+        if math.isfinite(excess):
+            run.excess_sum, run.excess_count = run.excess_sum + excess, run.excess_count + 1
+        if run.step % self.every == 0 and run.excess_count:
             speed = (run.step - self.from_step) * run.volumes_per_step / (time.monotonic() - self.since)
-            values = {"train_loss": run.loss_sum / run.loss_count, "learning_rate": rate, "volumes_per_second": speed}
+            loss = run.data.targets.null_loss + run.excess_sum / run.excess_count
+            values = {"train_loss": loss, "learning_rate": rate, "volumes_per_second": speed}
             self.observer.curve(run.step, run.epoch, values)
-            run.loss_sum, run.loss_count = 0.0, 0
+            run.excess_sum, run.excess_count = 0.0, 0
             self.since, self.from_step = time.monotonic(), run.step
 
     def note_epoch(self, values: Mapping[str, float]) -> None:

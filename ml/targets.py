@@ -99,6 +99,8 @@ class TteTargets:
         self.null = null_log_hazard(num_events, person_days)
         self.per_scan = float(num_events.sum()) / len(train_rows)
         """Mean number of events a train scan: the denominator that makes nats per event."""
+        self.null_loss = float((np.exp(self.null) * person_days - self.null * num_events).sum() / num_events.sum())
+        """Of the null model over the train scans, nats per event."""
 
     def batch(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         o = outcomes(self.labels, rows)
@@ -125,6 +127,8 @@ class BinaryTargets:
         self.null = np.log(share / (1 - share))
         self.per_scan = float(known.sum()) / len(train_rows)
         """Mean number of known labels a train scan."""
+        self.null_loss = float((known * np.logaddexp(0, self.null) - positive * self.null).sum() / known.sum())
+        """Of the null model over the train scans, nats per label."""
 
     def batch(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
         """`label` and `known`, both (B, L)."""

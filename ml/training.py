@@ -86,8 +86,9 @@ class Training:
         self.steps_per_epoch = len(data.train) // self.volumes_per_step
         self.num_steps = recipe.epochs * self.steps_per_epoch
         self.step, self.skipped = 0, 0
-        self.loss_sum, self.loss_count = 0.0, 0
-        """Of the train losses since the last point of the curve."""
+        self.null_K = torch.from_numpy(data.targets.null).float().to(self.device)
+        self.excess_sum, self.excess_count = 0.0, 0
+        """Of what the model lost beyond the null model in the steps since the last point of the curve."""
         self.history: list[dict[str, float]] = []
         """Losses on tuning, one entry an epoch, the null model's start first."""
 
@@ -144,23 +145,27 @@ class Training:
             per_scan_B = binary(output, batch["label"], batch["known"])
         return per_scan_B.sum() / self.data.targets.per_scan
 
+    @torch.no_grad()
+    def null_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the null model, which knows the train rates alone, loses on the same batch."""
+        return self.loss(self.null_K.expand_as(output), batch)
+
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch where the encoder is."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     @torch.inference_mode()
     def validate(self, rows: NDArray[np.int64]) -> tuple[float, float]:
-        """Mean loss a scan over `rows`, of the model and of the null model, which knows the train rates alone."""
+        """Mean loss a scan over `rows`, of the model and of the null model."""
         self.encoder.eval()
         self.head.eval()
-        null_K = torch.from_numpy(self.data.targets.null).float().to(self.device)
         model, null = 0.0, 0.0
         for begin in range(0, len(rows), 4 * self.recipe.batch):
             some = rows[begin : begin + 4 * self.recipe.batch]
             batch = self.to_device(self._tensors(np.stack([self.data.volume(int(row)) for row in some]), some))
             output = self.output(batch)
             model += float(self.loss(output, batch))
-            null += float(self.loss(null_K.expand_as(output), batch))
+            null += float(self.null_loss(output, batch))
         self.train()
         return model / len(rows), null / len(rows)
 
@@ -178,7 +183,7 @@ class Training:
         for name, parameter in self.named.items():
             kept = self.optimiser.state[parameter]
             tensors |= {f"optimiser.{name}.{key}": value for key, value in kept.items()}
-        state = {"step": self.step, "skipped": self.skipped, "loss": [self.loss_sum, self.loss_count]}
+        state = {"step": self.step, "skipped": self.skipped, "excess": [self.excess_sum, self.excess_count]}
         checkpoint.save(file, tensors, {**self._facts(facts), **state})
         return file
 
@@ -217,7 +222,7 @@ class Training:
             }
         torch.set_rng_state(checkpoint.tensors(file, "random")[""])
         self.step, self.skipped = facts["step"], facts["skipped"]
-        self.loss_sum, self.loss_count = facts["loss"]
+        self.excess_sum, self.excess_count = facts["excess"]
         self.history = facts["epochs"]
 
 

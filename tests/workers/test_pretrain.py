@@ -123,7 +123,7 @@ def test_too_many_unreadable_scans_end_the_job_with_the_reason(work: Work, cohor
 
 
 def test_mistakes_are_sentences(work: Work, cohort: SmallCohort) -> None:
-    with pytest.raises(InputError, match="No recipe setting named 'epoch'. Did you mean 'epochs'"):
+    with pytest.raises(InputError, match="No recipe setting named 'epoch'\\. Did you mean 'epochs'"):
         pretrain(work(arm="tte", name="t", **{**ARGS, "set": {"epoch": "3"}}))
     with pytest.raises(InputError, match="Expected a whole number for epochs, got 'many'"):
         pretrain(work(arm="tte", name="t", **{**ARGS, "set": {"epochs": "many"}}))

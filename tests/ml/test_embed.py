@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ml.config import read_recipe
+from ml.embed import embed, shared_volumes, standardise, statistics, to_input
+from ml.encoders import build_encoder
+
+
+def test_embeddings_do_not_depend_on_the_batch_they_were_made_in() -> None:
+    recipe = read_recipe("tiny", {"shape_zyx": "16,16,16", "batch": "2"})
+    volumes = np.random.default_rng(0).normal(-500, 200, (11, 16, 16, 16)).astype(np.int16)
+    encoder = build_encoder("tiny").train()
+    together = embed(encoder, recipe, lambda i: volumes[i], list(range(11)))
+    alone = np.concatenate([embed(encoder, recipe, lambda i: volumes[i], [i]) for i in range(11)])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+    assert encoder.training
+
+
+def test_the_encoder_sees_the_window_of_its_recipe() -> None:
+    recipe = read_recipe("tiny")
+    made = to_input(torch.tensor([[[[-2000, -500, 3000]]]], dtype=torch.int16), recipe)
+    assert made.flatten().tolist() == [(-1000 + 500) / 400, 0, (200 + 500) / 400]
+
+
+def test_standardised_embeddings_have_mean_zero_and_sd_one_at_train() -> None:
+    raw = np.random.default_rng(0).normal(10, [1, 3, 0], (50, 3)).astype(np.float32)
+    made = standardise(raw, *statistics(raw))
+    np.testing.assert_allclose(made.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(made.std(0), [1, 1, 0], atol=1e-5)
+
+
+def test_vectors_that_cannot_be_searched_for_are_refused() -> None:
+    mean, sd = np.zeros(2), np.ones(2)
+    for vector, words in (([0, 0], "are zero"), ([np.nan, 1], "are not finite"), ([1e6, 1], "beyond the range")):
+        with pytest.raises(ValueError, match=words):
+            standardise(np.array([[1, 1], vector], np.float32), mean, sd)
+    with pytest.raises(ValueError, match="the same vector"):
+        statistics(np.ones((5, 3), np.float32))
+
+
+def test_shared_volumes_are_those_of_different_persons() -> None:
+    content = ["a", "a", "b", "c", "c", "c"]
+    assert shared_volumes(content, np.array([1, 1, 2, 3, 3, 4])) == 3
