@@ -43,6 +43,7 @@ TAGS = [
     "NumberOfFrames",
     "PatientID",
     "PhotometricInterpretation",
+    "PixelRepresentation",
     "PixelSpacing",
     "RescaleIntercept",
     "RescaleSlope",
@@ -82,15 +83,14 @@ def read_dicom(path: Path) -> Header:
     images = _choose(found, reasons)
     first = images[0][1]
     facts = _geometry([d for _, d in images], reasons)
-    _content_reasons(images, reasons)
-    rescale = "RescaleSlope" in first or "RescaleIntercept" in first
+    _content_reasons([d for _, d in images], reasons)
     return Header(
         format="dicom",
         rows=_integer(first, "Rows"),
         columns=_integer(first, "Columns"),
         slice_thickness_mm=_number(first, "SliceThickness"),
         kernel=_text(first, "ConvolutionKernel"),
-        hu_state="hu" if rescale and _text(first, "RescaleType") in (None, "HU", "US") else "unknown",
+        hu_state=_hu_state(first, reasons),
         study_uid=_text(first, "StudyInstanceUID"),
         series_uid=_text(first, "SeriesInstanceUID"),
         acquired=acquisition_time([d for _, d in images]),
@@ -101,13 +101,23 @@ def read_dicom(path: Path) -> Header:
     )
 
 
+def _hu_state(dataset: Any, reasons: list[str]) -> str:
+    if {"not_hounsfield", "not_ct"} & set(reasons):
+        return "not_hu"
+    rescaled = "RescaleSlope" in dataset or "RescaleIntercept" in dataset
+    return "hu" if rescaled and _text(dataset, "RescaleType") in (None, "HU", "US") else "unknown"
+
+
 def _read(file: Path) -> Any | None:
-    """Header of one image; None for anything that is no DICOM image."""
+    """Header of one image, with what follows it in the file; None for anything that is no DICOM image."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
+        with file.open("rb") as stream:
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS))
+            # the stream stands where the pixels begin; a plain attribute, not a DICOM element
+            dataset.bytes_left = file.stat().st_size - stream.tell()
     except (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError):
         return None
     return dataset if "Rows" in dataset else None
@@ -186,12 +196,12 @@ def _geometry(datasets: list[Any], reasons: list[str]) -> dict[str, Any]:
     return {"slices": slices, "spacing_mm": spacing, "orientation": plane}
 
 
-def _content_reasons(images: list[tuple[Path, Any]], reasons: list[str]) -> None:
-    datasets = [d for _, d in images]
+def _content_reasons(datasets: list[Any], reasons: list[str]) -> None:
     if len({_text(d, "PatientID") for d in datasets}) > 1:
         reasons.append("mixed_persons")
     if any("RescaleSlope" not in d and "RescaleIntercept" not in d for d in datasets):
-        reasons.append("no_rescale")
+        unsigned = all(_integer(d, "PixelRepresentation") == 0 for d in datasets)
+        reasons.append("not_hounsfield" if unsigned else "no_rescale")
     photometric = {_text(d, "PhotometricInterpretation") for d in datasets}
     if "MONOCHROME1" in photometric:
         reasons.append("monochrome1")
@@ -199,7 +209,7 @@ def _content_reasons(images: list[tuple[Path, Any]], reasons: list[str]) -> None
         reasons.append("colour")
     if not all(_can_decode(uid) for uid in {_syntax(d) for d in datasets}):
         reasons.append("no_decoder")
-    if any(_is_truncated(f, d) for f, d in images):
+    if any(_is_truncated(d) for d in datasets):
         reasons.append("truncated")
 
 
@@ -220,15 +230,16 @@ def _can_decode(uid: str | None) -> bool:
         return False
 
 
-def _is_truncated(file: Path, dataset: Any) -> bool:
-    """Whether an uncompressed image's file is smaller than its pixels."""
+def _is_truncated(dataset: Any) -> bool:
+    """Whether the file of an uncompressed image ends before its pixels do."""
     from pydicom.uid import UID
 
     uid = _syntax(dataset)
     if uid is None or UID(uid).is_compressed:
         return False
     pixels = (_integer(dataset, "Rows") or 0) * (_integer(dataset, "Columns") or 0)
-    return file.stat().st_size < pixels * (_integer(dataset, "BitsAllocated") or 8) // 8
+    start = 8 if UID(uid).is_implicit_VR else 12  # tag, type and length stand before the pixels
+    return int(dataset.bytes_left) - start < pixels * (_integer(dataset, "BitsAllocated") or 8) // 8
 
 
 def acquisition_time(datasets: Iterable[Any]) -> Acquired | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def read_nifti(path: Path) -> Header:
     try:
         image: Any = nibabel.load(path)
         header, affine = image.header, np.array(image.affine, float)
-        slope, inter = image.dataobj.slope, image.dataobj.inter
+        slope, inter, offset = image.dataobj.slope, image.dataobj.inter, int(image.dataobj.offset)
         shape = tuple(int(n) for n in image.shape)
         spaced = header["sform_code"] > 0 or _has_spacing(image)
     except (OSError, EOFError, zlib.error, ImageFileError, ValueError, KeyError, AttributeError) as error:
@@ -50,7 +51,7 @@ def read_nifti(path: Path) -> Header:
     not_hu = dtype.kind == "u" and not rescaled
     reasons += ["not_hounsfield"] if not_hu or (dtype.itemsize == 1 and not rescaled) else []
     reasons += _orientation_reasons(header, directions)
-    reasons += ["truncated"] if _is_truncated(path, header, shape, dtype.itemsize) else []
+    reasons += ["truncated"] if _is_truncated(path, offset + math.prod(shape) * dtype.itemsize) else []
     state = "not_hu" if "not_hounsfield" in reasons else "rescaled" if rescaled else "hu" if simulated else "unknown"
     grid = shape[:3] if len(shape) >= 3 else (None, None, None)
     return Header(
@@ -124,13 +125,12 @@ def _codes(affine: Any) -> str | None:
     return "".join(codes) if None not in codes else None
 
 
-def _is_truncated(path: Path, header: Any, shape: tuple[int, ...], itemsize: int) -> bool:
-    """Whether the file ends before its voxels do.
+def _is_truncated(path: Path, needed: int) -> bool:
+    """Whether the file ends before its voxels do, after `needed` bytes.
 
     A gzip file ends with the length of its content; only where that is too small, as it also is in files of several
     members, is the file read through.
     """
-    needed = int(header.get_data_offset()) + int(np.prod(shape, dtype=np.int64)) * itemsize
     if path.name.lower().endswith(".gz"):
         with path.open("rb") as file:
             file.seek(-4, 2)
