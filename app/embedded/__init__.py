@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def psql_command(settings: Settings) -> list[str]:
     """The psql that comes with the servers, on the store as its owner."""
     from app.embedded.binaries import postgres_programs
 
-    url = connection_url(settings)
+    url = connection_url(settings).replace("postgresql+psycopg://", "postgresql://", 1)
     place = homes.existing(settings)
     version = settings.postgres_version if place is None else postgres.major_version(place)
     return [str(postgres_programs(None, version) / "psql"), url]
@@ -195,8 +195,6 @@ def _external(settings: Settings, database_url: str) -> Store:
 
 
 def _store(settings: Settings, place: homes.Place) -> Store:
-    from dataclasses import replace
-
     return Store(
         settings=replace(settings, home=place.home),
         database_url=postgres.database_url(place),
@@ -219,18 +217,17 @@ def _quick(settings: Settings, place: homes.Place) -> Store | None:
 
 def _start(settings: Settings) -> Store:
     """Make, start and upgrade under the home's lock; whoever waited for it finds the work done."""
-    place = homes.existing(settings)
-    new = place is None
-    if place is None:
-        place = homes.create(settings)
-    with homes.lock(place.home):
-        if new:
+    found = homes.existing(settings)
+    home = homes.prepare(settings) if found is None else found.home
+    with homes.lock(home):
+        found = homes.existing(replace(settings, home=home))
+        place = found or homes.create(home)
+        if found is None:
             postgres.initialise(place, settings.postgres_version)
-        homes.secure(place)
         _start_servers(place)
         _upgrade(settings, place)
-    if new:
-        homes.say(f"made a store in {place.home}.")
+    if found is None:
+        homes.say(f"made a store in {home}.")
     return _store(settings, place)
 
 

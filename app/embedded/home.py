@@ -100,8 +100,8 @@ def no_store(settings: Settings) -> StoreError:
     )
 
 
-def create(settings: Settings) -> Place:
-    """Make the home's folders for a new store and say where.
+def prepare(settings: Settings) -> Path:
+    """Make the folder of a new store's home, so that it can be locked.
 
     Raises:
         StoreError: the home is a file, its path too long, or its folder cannot be made.
@@ -112,6 +112,18 @@ def create(settings: Settings) -> Place:
             raise StoreError(f"Expected a folder for the store, {home} is a file; give LACHESIS_HOME another path.")
         check_socket_path(home / "sock")
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"No store can be made in {home}: {error.strerror} ({error.filename}).") from error
+    return home
+
+
+def create(home: Path) -> Place:
+    """Make the folders of a new store in a prepared home. The caller holds its lock.
+
+    Raises:
+        StoreError: somebody else's files are in the way, or a folder cannot be made.
+    """
+    try:
         place = _create_as_root(home) if os.geteuid() == 0 else _own(home)
         _refuse_foreign(place)
         for folder in (place.postgres, place.redis, place.sock):
@@ -165,7 +177,11 @@ def lock(home: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
 def _open_lock(home: Path) -> int:
     try:
-        return os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.geteuid() == 0:  # root may be first to lock a home of somebody else's
+            owner = home.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        return descriptor
     except OSError as error:
         raise StoreError(f"The store's lock {home / 'lock'} cannot be opened: {error.strerror}.") from error
 
