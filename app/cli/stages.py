@@ -107,6 +107,9 @@ def load_images(
     arbitrary_pairing: Annotated[
         bool, typer.Option("--arbitrary-pairing", help="The scans are not these persons' own; every page will say so.")
     ] = False,
+    allow_shrink: Annotated[
+        bool, typer.Option("--allow-shrink", help="Publish although over 5 % of the source's scans vanish.")
+    ] = False,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
@@ -125,6 +128,7 @@ def load_images(
         "match": one_of("--match", match, ("person_id",)) if match else None,
         "source": source or "images",
         "arbitrary_pairing": arbitrary_pairing,
+        "allow_shrink": allow_shrink,
     }
     if path.is_dir() and not match:
         raise InputError(
