@@ -1,6 +1,7 @@
-"""Labels of a cohort as arrays, and the kernel that makes them from packed timelines.
+"""Labels of a cohort as arrays, and the engine that makes them from packed timelines.
 
-Shape suffixes: N = cohort member (one scan), K = task, E = observed outcome (sparse).
+Shape suffixes: N = cohort member (one scan), K = task, E = entry of a sparse list, C = concept, R = clock.
+Times without a suffix are seconds since 1970-01-01 00:00, naive local time.
 """
 
 from __future__ import annotations
@@ -113,3 +114,170 @@ def _entries(sparse: Sparse, position: int) -> tuple[NDArray[np.int64], NDArray[
     entry = np.flatnonzero(sparse.task == position)
     rows = np.searchsorted(sparse.ptr, entry, side="right") - 1
     return rows, np.zeros(len(entry), np.int64) if sparse.seconds is None else sparse.seconds[entry]
+
+
+NEVER = np.iinfo(np.int64).max
+"""A time that does not come, and a look-back without limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRules:
+    """How each of K tasks reads a timeline (docs/science.md section 2)."""
+
+    start_seconds: NDArray[np.int64]
+    """(K,) opening of the window after the clock starts; outcomes come strictly later."""
+    look_back_seconds: NDArray[np.int64]
+    """(K,) how far before the index history counts; half of NEVER where without limit."""
+    same_day_after: NDArray[np.bool_]
+    """(K,) True where date-only rows of the index day stand at 23:59:59, False where they are history."""
+    excludes_prior: NDArray[np.bool_]
+    competing: NDArray[np.bool_]
+    to_data_cut: NDArray[np.bool_]
+    washout_seconds: NDArray[np.int64]
+    """(K,) record needed before the index, 0 where none is."""
+    min_follow_up_seconds: NDArray[np.int64]
+    """(K,) follow-up needed after the index unless death ended it; -NEVER where none is."""
+    clock: NDArray[np.int64]
+    """(K,) which clock starts the window: a column of `MemberRows.clocks`, -1 for the index."""
+
+    def table(self) -> NDArray[np.int64]:
+        """(K, 9) as the kernel reads it."""
+        columns = [getattr(self, name).astype(np.int64) for name in TaskRules.__dataclass_fields__]
+        return np.ascontiguousarray(np.stack(columns, axis=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptTasks:
+    """Which tasks an event of a concept means, as compressed rows; negative concepts are rows chosen by statements."""
+
+    concept: NDArray[np.int32]
+    """(C,) ascending."""
+    ptr: NDArray[np.int64]
+    """(C + 1,)."""
+    task: NDArray[np.int16]
+
+    @classmethod
+    def of_pairs(cls, concept: NDArray[np.int64], task: NDArray[np.int64]) -> ConceptTasks:
+        """From (concept, task position) pairs in any order, each once."""
+        order = np.lexsort((task, concept))
+        unique, counts = np.unique(concept[order], return_counts=True)
+        return cls(
+            concept=unique.astype(np.int32),
+            ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            task=task[order].astype(np.int16),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberRows:
+    """N members, those of a person one after the other."""
+
+    index: NDArray[np.int64]
+    end: NDArray[np.int64]
+    """(N,) end of follow-up; anything where not eligible."""
+    cut_end: NDArray[np.int64]
+    """(N,) end for tasks followed to the data cut."""
+    death: NDArray[np.int64]
+    """(N,) NEVER where none is recorded."""
+    eligible: NDArray[np.bool_]
+    observed_from: NDArray[np.int64]
+    """(N,) start of the record, not after the index."""
+    visit_from: NDArray[np.int64]
+    """(N,) start of the visit that holds the index, else of the index day."""
+    visit_to: NDArray[np.int64]
+    split: NDArray[np.int8]
+    """(N,) 0 train, 1 tuning, 2 held out."""
+    person_row: NDArray[np.int64]
+    """(N,) which stretch of the timelines is the member's person's."""
+    clocks: NDArray[np.int64]
+    """(N, R, 2) where each clock starts (-1: at the index), and 1 where the member is ineligible for its tasks."""
+
+    def table(self) -> NDArray[np.int64]:
+        """(N, 10) as the kernel reads it."""
+        names = [name for name in MemberRows.__dataclass_fields__ if name != "clocks"]
+        return np.ascontiguousarray(np.stack([getattr(self, name).astype(np.int64) for name in names], axis=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseLabels:
+    """The lists of `LabelArrays` for N members."""
+
+    events: Sparse
+    priors: Sparse
+    ineligibles: Sparse
+    windows: Sparse
+    visits: Sparse
+
+
+class Labeller:
+    """Labels members chunk by chunk, and counts them by task, split and status."""
+
+    def __init__(self, rules: TaskRules, concept_tasks: ConceptTasks) -> None:
+        from ml import label_kernel
+
+        self.rules, self.concept_tasks, self.kernel = rules.table(), concept_tasks, label_kernel
+        size = 1 << max(4, int(2 * len(concept_tasks.concept)).bit_length())
+        self.lookup = np.full((size, 2), -1, np.int32)
+        label_kernel.fill_table(concept_tasks.concept, self.lookup)
+        self.counts = np.zeros((len(self.rules), 3, len(STATUSES), 3), np.int64)
+        """(K, split, status, 3): members, persons and seconds at risk inside the window, so far."""
+
+    def label(
+        self,
+        times: NDArray[np.int64],
+        concepts: NDArray[np.int32],
+        person_ptr: NDArray[np.int64],
+        members: MemberRows,
+    ) -> SparseLabels:
+        """Labels of members whose persons' events are `times` (coded: seconds * 2 + date_only) and `concepts`.
+
+        All members of a person must be in one call. Raises ValueError where the arrays do not fit each other.
+        """
+        num_members, num_tasks = len(members.index), len(self.rules)
+        if len(times) != len(concepts) or person_ptr[-1] != len(times):
+            raise ValueError(
+                f"Expected as many times as concepts as the stretches hold, got {len(times)}, {len(concepts)} and "
+                f"{person_ptr[-1]}."
+            )
+        capacity = num_tasks * 4 + num_members * min(num_tasks, 1024)
+        out_task, out_seconds = np.empty((5, capacity), np.int16), np.empty((2, capacity), np.int64)
+        out_ptr = np.zeros((5, num_members + 1), np.int64)
+        seen = np.full((num_tasks, len(STATUSES)), -1, np.int32)
+        table, done = members.table(), 0
+        while True:
+            done = self.kernel.label_members(
+                done, times, concepts, person_ptr, self.lookup, self.concept_tasks.ptr, self.concept_tasks.task,
+                self.rules, table, members.clocks, out_task, out_seconds, out_ptr, self.counts, seen,
+            )  # fmt: skip
+            if done == num_members:
+                break
+            out_task = np.concatenate([out_task, np.empty_like(out_task)], axis=1)
+            out_seconds = np.concatenate([out_seconds, np.empty_like(out_seconds)], axis=1)
+        return SparseLabels(
+            events=_cut(out_ptr[0], out_task[0], out_seconds[0]),
+            priors=_cut(out_ptr[1], out_task[1]),
+            ineligibles=_cut(out_ptr[2], out_task[2]),
+            windows=_cut(out_ptr[3], out_task[3], out_seconds[1]),
+            visits=_cut(out_ptr[4], out_task[4]),
+        )
+
+
+def _cut(ptr: NDArray[np.int64], task: NDArray[np.int16], seconds: NDArray[np.int64] | None = None) -> Sparse:
+    used = int(ptr[-1])
+    return Sparse(ptr=ptr.copy(), task=task[:used].copy(), seconds=None if seconds is None else seconds[:used].copy())
+
+
+def merge_events(
+    times: NDArray[np.int64],
+    concepts: NDArray[np.int32],
+    person_ptr: NDArray[np.int64],
+    person_row: NDArray[np.int64],
+    more_times: NDArray[np.int64],
+    more_concepts: NDArray[np.int32],
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+    """Events with further ones put to the end of their persons' stretches (`person_row`); the kernel needs no order."""
+    if not len(more_times):
+        return times, concepts, person_ptr
+    at = person_ptr[person_row + 1]
+    added = np.concatenate([[0], np.cumsum(np.bincount(person_row, minlength=len(person_ptr) - 1))])
+    return np.insert(times, at, more_times), np.insert(concepts, at, more_concepts), person_ptr + added

@@ -60,15 +60,18 @@ def find_current(connection: Connection, kind: str, name: str) -> Version | None
         return None
 
 
-def move(connection: Connection, kind: str, name: str) -> int:
-    """Take the name from its current version, in this transaction, and say which number the next one has.
+def lock(connection: Connection, kind: str, name: str) -> None:
+    """Make two jobs that make the same name wait for each other, until the transaction ends."""
+    from sqlalchemy import text
 
-    Two jobs that make the same name wait for each other here, so that versions are numbered without a gap or a clash.
-    """
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:key))"), {"key": f"label.{TABLES[kind]}:{name}"})
+
+
+def move(connection: Connection, kind: str, name: str) -> int:
+    """Take the name from its current version, in this transaction, and say which number the next one has."""
     from sqlalchemy import text
 
     table = TABLES[kind]
-    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:key))"), {"key": f"label.{table}:{name}"})
     connection.execute(
         text(f"UPDATE label.{table} SET is_current = false WHERE name = :name AND is_current"), {"name": name}
     )

@@ -1,0 +1,131 @@
+"""From the codes of a task file to concepts of the vocabulary in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InputError
+from app.tasks.spec import DEATH, TaskSpec
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+INPATIENT, EMERGENCY_AND_INPATIENT = 9201, 262
+OWN_CONCEPTS = {DEATH, INPATIENT, EMERGENCY_AND_INPATIENT}
+"""Concepts that Lachesis names itself; they need no vocabulary."""
+
+_BY_CODE = """
+SELECT c.vocabulary_id || '/' || c.concept_code AS code, c.concept_id, c.standard_concept
+FROM omop.concept c WHERE (c.vocabulary_id, c.concept_code) IN (
+    SELECT split_part(code, '/', 1), substr(code, strpos(code, '/') + 1) FROM unnest(CAST(:codes AS text[])) code)
+"""
+
+_MAPS_TO = """
+SELECT DISTINCT concept_id_2 FROM omop.concept_relationship
+WHERE concept_id_1 = ANY (CAST(:ids AS int[])) AND relationship_id = 'Maps to' AND concept_id_2 <> 0
+"""
+
+_KNOWN = """
+SELECT id FROM unnest(CAST(:ids AS int[])) id
+WHERE EXISTS (SELECT 1 FROM omop.concept c WHERE c.concept_id = id)
+   OR EXISTS (SELECT 1 FROM omop.event e WHERE e.concept_id = id)
+   OR EXISTS (SELECT 1 FROM omop.visit_occurrence v WHERE v.visit_concept_id = id)
+"""
+
+
+@dataclass(slots=True)
+class Resolved:
+    """What a task's codes mean in this store; kept with the task, so that labels need not look it up again."""
+
+    concepts: list[int] = field(default_factory=list)
+    source_concepts: list[int] = field(default_factory=list)
+    units: list[int | None] = field(default_factory=list)
+    """Unit of each value rule."""
+    absent: list[str] = field(default_factory=list)
+    """Codes that the vocabulary does not have."""
+
+    def to_dict(self, spec: TaskSpec) -> dict[str, Any]:
+        """As kept in label.task.definition."""
+        return {
+            "concepts": sorted(set(self.concepts)),
+            "source_concepts": sorted(set(self.source_concepts)),
+            "units": self.units,
+            "absent": self.absent,
+            "by_statement": spec.by_statement,
+        }
+
+
+def resolve(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bool) -> list[dict[str, Any]]:
+    """What the codes of tasks mean, one record a task.
+
+    Raises:
+        InputError: codes are not in the vocabulary (unless allow_absent: those tasks then lack them).
+    """
+    found = [resolve_one(connection, spec) for spec in specs]
+    absent = [f"{code} (task {spec.name})" for spec, r in zip(specs, found, strict=True) for code in r.absent]
+    if absent and not allow_absent:
+        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+        raise InputError(
+            f"Expected the tasks' codes in the vocabulary of this store, not found: {', '.join(absent[:10])}{more}; "
+            "load a vocabulary that has them, or leave these tasks out."
+        )
+    return [r.to_dict(spec) for spec, r in zip(specs, found, strict=True)]
+
+
+def resolve_one(connection: Connection, spec: TaskSpec) -> Resolved:
+    """What the codes of one task mean."""
+    result = Resolved()
+    known = known_concepts(connection, [*spec.concepts, *spec.visit_concepts])
+    result.concepts += [c for c in spec.concepts if c in known]
+    result.absent += [str(c) for c in (*spec.concepts, *spec.visit_concepts) if c not in known]
+
+    named = by_code(connection, spec.vocabulary_codes)
+    result.absent += [code for code in spec.vocabulary_codes if code not in named]
+    result.concepts += standard(connection, [row for code in spec.vocabulary_codes for row in named.get(code, [])])
+
+    sources = by_code(connection, spec.source_codes)
+    result.absent += [code for code in spec.source_codes if code not in sources]
+    result.source_concepts += [concept for rows in sources.values() for concept, _ in rows]
+
+    units = by_code(connection, [rule.unit for rule in spec.values if isinstance(rule.unit, str)])
+    for rule in spec.values:
+        unit = rule.unit
+        if isinstance(unit, str):
+            if unit not in units:
+                result.absent.append(unit)
+            unit = units[unit][0][0] if unit in units else -1  # -1: no row has it
+        result.units.append(unit)
+    return result
+
+
+def by_code(connection: Connection, codes: Iterable[str]) -> dict[str, list[tuple[int, str | None]]]:
+    """Code → its concepts, each with its `standard_concept`."""
+    from sqlalchemy import text
+
+    wanted, found = list(codes), dict[str, list[tuple[int, str | None]]]()
+    if wanted:
+        for code, concept_id, is_standard in connection.execute(text(_BY_CODE), {"codes": wanted}):
+            found.setdefault(code, []).append((concept_id, is_standard))
+    return found
+
+
+def standard(connection: Connection, concepts: Sequence[tuple[int, str | None]]) -> list[int]:
+    """The concepts themselves, and what those that are not standard map to."""
+    from sqlalchemy import text
+
+    ids = [concept for concept, _ in concepts]
+    others = [concept for concept, is_standard in concepts if is_standard != "S"]
+    if others:
+        ids += connection.execute(text(_MAPS_TO), {"ids": others}).scalars().all()
+    return ids
+
+
+def known_concepts(connection: Connection, ids: Sequence[int]) -> set[int]:
+    """Those that the vocabulary or a row of this store has, or that Lachesis names itself."""
+    from sqlalchemy import text
+
+    if not ids:
+        return set()
+    return set(connection.execute(text(_KNOWN), {"ids": list(ids)}).scalars()) | OWN_CONCEPTS

@@ -1,0 +1,206 @@
+"""Task sets: clinical questions by file or name, or pretraining tasks chosen by entropy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InputError
+from app.store import entropy, names
+from app.store.codes import resolve
+from app.store.work import Work
+from app.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+MAX_TASKS = 32_767
+"""Positions are int2."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSet:
+    """A task set before it is stored."""
+
+    kind: str
+    """pretraining or clinical."""
+    specs: Sequence[TaskSpec]
+    resolved: Sequence[dict[str, Any]]
+    definition: dict[str, Any]
+    cohort_id: int | None = None
+    candidates: Sequence[entropy.Candidate] = ()
+    persons: int = 0
+
+    def digest(self) -> bytes:
+        """sha256 of the tasks and how they were chosen."""
+        tasks = [spec.to_dict() | {"resolved": r} for spec, r in zip(self.specs, self.resolved, strict=True)]
+        weighed = [
+            (c.concept_id, c.persons, c.base_persons, c.num_train_events, c.verdict)
+            for c in self.candidates
+        ]  # fmt: skip
+        content = [self.kind, self.cohort_id, self.definition, tasks, weighed]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+
+
+def build(work: Work) -> dict[str, Any]:
+    """Stage `tasks`: store `args["specs"]`, or choose `args["size"]` tasks; the same again changes nothing.
+
+    Raises:
+        InputError: a code is not in the vocabulary (unless args["allow_absent"]), or names clash.
+        UnknownName: no such cohort or banned task set.
+    """
+    args = work.args
+    name = names.check_name("task set", args.get("name"))
+    size, specs = args.get("size"), [TaskSpec.from_dict(fields) for fields in args.get("specs") or []]
+    if (size is None) == (not specs):
+        raise InputError("Expected either a size or specs of the tasks; give one of the two.")
+    with work.connect() as connection:
+        cohort = names.find(connection, "cohort", str(args.get("cohort")))
+        if size is None:
+            chosen = given(connection, specs, allow_absent=bool(args.get("allow_absent")), ban=args.get("ban"))
+        else:
+            chosen = by_entropy(connection, cohort, int(size), args.get("ban"))
+        connection.rollback()
+    work.check()
+    if size is not None and len(chosen.specs) < size:
+        work.log(f"Asked for {size} tasks, found {len(chosen.specs)} with enough events after a train person's index.")
+    with work.transaction() as connection:
+        result = store(connection, name, chosen, work.job_id)
+    absent = [spec.name for spec, r in zip(chosen.specs, chosen.resolved, strict=True) if r["absent"]]
+    verdicts = dict(Counter(c.verdict for c in chosen.candidates))
+    return result | {"kind": chosen.kind, "tasks": len(chosen.specs), "absent": absent, "candidates": verdicts}
+
+
+def given(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bool, ban: str | None) -> TaskSet:
+    """A set of given tasks."""
+    if ban:
+        raise InputError("Expected --ban beside --size only; tasks that are given by name or file are not banned.")
+    twice = [name for name, times in Counter(spec.name for spec in specs).items() if times > 1]
+    if twice:
+        raise InputError(f"Expected every task once in a set, got {twice[0]!r} twice; leave one out or rename it.")
+    if len(specs) > MAX_TASKS:
+        raise InputError(f"Expected at most {MAX_TASKS:,} tasks in a set, got {len(specs):,}.")
+    resolved = resolve(connection, specs, allow_absent=allow_absent)
+    return TaskSet(kind="clinical", specs=specs, resolved=resolved, definition={"given": [s.name for s in specs]})
+
+
+def by_entropy(connection: Connection, cohort: names.Version, size: int, ban: str | None) -> TaskSet:
+    """The `size` most informative tasks, by the train persons of a cohort."""
+    if not 1 <= size <= MAX_TASKS:
+        raise InputError(f"Expected a size from 1 to {MAX_TASKS:,}, got {size:,}.")
+    ban_set = names.find(connection, "task set", ban) if ban else None
+    banned = entropy.banned_by(connection, ban_set.id) if ban_set else set()
+    counts, persons = entropy.count(connection, cohort.id)
+    candidates = entropy.weigh(counts, persons, size, banned)
+    chosen = [c.concept_id for c in candidates if c.verdict == "chosen"]
+    specs = pretraining_specs(connection, chosen)
+    nothing = {"source_concepts": [], "units": [], "absent": [], "by_statement": False}
+    return TaskSet(
+        kind="pretraining",
+        specs=specs,
+        resolved=[{"concepts": [concept]} | nothing for concept in chosen],
+        definition={
+            "size": size,
+            "ban": f"{ban_set.name}@{ban_set.version}" if ban_set else None,
+            "cohort": f"{cohort.name}@{cohort.version}",
+            "train_persons": persons,
+        },
+        cohort_id=cohort.id,
+        candidates=candidates,
+        persons=persons,
+    )
+
+
+def pretraining_specs(connection: Connection, concepts: Sequence[int]) -> list[TaskSpec]:
+    """One task a concept, by the paper's rule: next occurrence after the index, history kept."""
+    from sqlalchemy import text
+
+    statement = """
+        SELECT concept_id, vocabulary_id || '/' || concept_code AS code, concept_name FROM omop.concept
+        WHERE concept_id = ANY (CAST(:ids AS int[])) ORDER BY concept_id
+    """
+    rows = {row.concept_id: row for row in connection.execute(text(statement), {"ids": list(concepts)})}
+    codes = Counter(row.code for row in rows.values())
+    specs = []
+    for concept in concepts:
+        row = rows.get(concept)
+        name = f"concept/{concept}" if row is None or codes[row.code] > 1 else row.code
+        specs.append(
+            TaskSpec(
+                name=name,
+                title=row.concept_name if row is not None and row.concept_name else None,
+                concepts=(concept,),
+                occurrence="next",
+                prior="keep",
+                same_day="after",
+            )
+        )
+    return specs
+
+
+TASK_COLUMNS = (
+    "task_set_id, position, name, title, concept_id, start_seconds, occurrence, prior, death, follow_up, "
+    "horizons_days, definition, prevalence, entropy, num_train_events"
+)
+CANDIDATE_COLUMNS = "task_set_id, concept_id, rank, persons, base_persons, entropy, num_train_events, verdict"
+
+
+def store(connection: Connection, name: str, chosen: TaskSet, job_id: int | None) -> dict[str, Any]:
+    """Write a version of a task set, unless the current one is the same already."""
+    from sqlalchemy import text
+
+    from app.store.session import raw
+
+    digest = chosen.digest()
+    names.lock(connection, "task set", name)
+    current = names.find_current(connection, "task set", name)
+    if current is not None and current.digest == digest:
+        return {"task_set_id": current.id, "name": name, "version": current.version, "unchanged": True}
+    row = {
+        "name": name,
+        "version": names.move(connection, "task set", name),
+        "kind": chosen.kind,
+        "cohort_id": chosen.cohort_id,
+        "definition": json.dumps(chosen.definition),
+        "digest": digest,
+        "job_id": job_id,
+    }
+    task_set_id = connection.execute(
+        text(
+            "INSERT INTO label.task_set (name, version, is_current, kind, cohort_id, definition, digest, job_id) "
+            "VALUES (:name, :version, true, :kind, :cohort_id, CAST(:definition AS jsonb), :digest, :job_id) "
+            "RETURNING task_set_id"
+        ),
+        row,
+    ).scalar_one()
+    with raw(connection).cursor().copy(f"COPY label.task ({TASK_COLUMNS}) FROM STDIN") as copy:
+        for fields in task_rows(chosen):
+            copy.write_row([task_set_id, *fields])
+    with raw(connection).cursor().copy(f"COPY label.task_candidate ({CANDIDATE_COLUMNS}) FROM STDIN") as copy:
+        for c in chosen.candidates:
+            fields = [c.concept_id, c.rank, c.persons, c.base_persons, c.entropy, c.num_train_events, c.verdict]
+            copy.write_row([task_set_id, *fields])
+    connection.execute(text("ANALYZE label.task"))
+    return {"task_set_id": task_set_id, "name": name, "version": row["version"], "unchanged": False}
+
+
+def task_rows(chosen: TaskSet) -> list[list[Any]]:
+    """Rows of label.task, from position on."""
+    weights = {c.concept_id: c for c in chosen.candidates}
+    rows = []
+    for position, (spec, resolved) in enumerate(zip(chosen.specs, chosen.resolved, strict=True)):
+        alone = resolved["concepts"][0] if len(resolved["concepts"]) == 1 and not spec.by_statement else None
+        weight = weights.get(alone) if alone is not None else None
+        rows.append(
+            [
+                position, spec.name, spec.title, alone, spec.start_seconds, spec.occurrence, spec.prior, spec.death,
+                spec.follow_up, list(spec.horizons_days), json.dumps(spec.to_dict() | {"resolved": resolved}),
+                weight and weight.persons / chosen.persons, weight and weight.entropy,
+                weight and weight.num_train_events,
+            ]
+        )  # fmt: skip
+    return rows
