@@ -249,15 +249,24 @@ def is_held(connection: Connection, job_id: int, fence: int) -> bool:
 
 # --- ending an attempt ----------------------------------------------------------------------------------------------
 
+# A job that would wait again is cancelled instead where that was asked for in the meantime.
 _END = """
-WITH ended AS (
-    UPDATE ops.job SET
-        state = :state, finished_at = CASE WHEN :final THEN clock_timestamp() END,
-        result = CAST(:result AS jsonb), exit_code = :exit_code, error_class = :error_class, error_message = :message,
-        run_after = CASE WHEN :final THEN run_after ELSE clock_timestamp() + make_interval(secs => :delay) END,
-        max_attempts = max_attempts + :allowance, worker_id = NULL, lease_until = NULL
-    WHERE job_id = :job AND fence = :fence AND state = 'running'
-    RETURNING job_id, fence
+WITH held AS MATERIALIZED (
+    SELECT job_id, NOT :final AND cancel_requested_at IS NOT NULL AS cancelled,
+           :final OR cancel_requested_at IS NOT NULL AS final
+    FROM ops.job WHERE job_id = :job AND fence = :fence AND state = 'running' FOR NO KEY UPDATE
+), ended AS (
+    UPDATE ops.job j SET
+        state = CASE WHEN cancelled THEN 'cancelled' ELSE :state END,
+        finished_at = CASE WHEN h.final THEN clock_timestamp() END,
+        result = CAST(:result AS jsonb),
+        exit_code = CASE WHEN cancelled THEN 3 ELSE CAST(:exit_code AS smallint) END,
+        error_class = CASE WHEN cancelled THEN 'Cancelled' ELSE CAST(:error_class AS text) END,
+        error_message = CASE WHEN cancelled THEN 'The job was cancelled.' ELSE CAST(:message AS text) END,
+        run_after = CASE WHEN h.final THEN j.run_after ELSE clock_timestamp() + make_interval(secs => :delay) END,
+        max_attempts = j.max_attempts + :allowance, worker_id = NULL, lease_until = NULL
+    FROM held h WHERE j.job_id = h.job_id
+    RETURNING j.job_id, j.fence
 )
 UPDATE ops.job_attempt a SET finished_at = clock_timestamp(), outcome = :outcome, error_message = :message,
     peak_rss_bytes = coalesce(:peak, a.peak_rss_bytes)

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.embedded import Store, environment
+from app.embedded.processes import start_time
 from app.queue import nudge
 from app.settings import Settings
 from app.store import jobs
@@ -104,13 +105,14 @@ class Lab:
         return int(self.attempts(job_id)[-1].pid)
 
     def close(self) -> None:
+        family = []
         for worker in self.workers:
-            family = []
             if worker.poll() is None:
-                family = psutil.Process(worker.pid).children(recursive=True)
+                family += [child.pid for child in psutil.Process(worker.pid).children(recursive=True)]
                 worker.send_signal(signal.SIGKILL)
+        for worker in self.workers:
             worker.wait()
-            psutil.wait_procs(family, timeout=5)
+        self.until(lambda: all(start_time(pid) is None for pid in family), 5)
 
 
 @pytest.fixture
