@@ -66,7 +66,7 @@ def _columns(connection: psycopg.Connection[Any], statement: str) -> list[str]:
     described = connection.pgconn.describe_prepared(b"")
     names = [(described.fname(i) or b"").decode() for i in range(described.nfields)]
     if not names:
-        raise InputError("Expected a statement that gives rows, found one that gives none.")
+        raise InputError("Expected a statement that gives rows, found one that gives none; readers only read.")
     return names
 
 
