@@ -180,8 +180,8 @@ def run_flow(settings: Settings, plan: Plan) -> dict[str, Any]:
     """Queue the stages one after the other; the result of the report."""
     from app.cli.follow import submit_and_follow
 
-    def run(kind: str, name: str, **args: Any) -> dict[str, Any]:
-        return submit_and_follow(settings, kind, args, name, detach=False, inline=False, as_json=False)
+    def run(kind: str, made: str, /, **args: Any) -> dict[str, Any]:
+        return submit_and_follow(settings, kind, args, made, detach=False, inline=False, as_json=False)
 
     load_and_label(run, plan)
     base, trained = f"{plan.encoder}-untrained-s{plan.seed}", f"{plan.encoder}-tte-s{plan.seed}"

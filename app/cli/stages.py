@@ -84,7 +84,7 @@ def load_omop(
       lachesis load omop . --data-cut 2026-10-31 --max-rejects 0.01
     """
     one_of("--mode", mode, ("snapshot",))
-    args = {
+    args: dict[str, Any] = {
         "what": "omop",
         "path": existing(path, "a folder of OMOP files"),
         "source": source or "omop",
