@@ -23,7 +23,7 @@ INDEX, END, CUT_END, DEATH, ELIGIBLE, OBSERVED, VISIT_FROM, VISIT_TO, SPLIT, PER
 # Columns of the clock table (N, clocks, 2): where that clock starts, and 1 where the member is ineligible for it.
 STARTS, BARRED = range(2)
 
-NOT_STARTED = -1
+NOT_STARTED = -NEVER
 """In the clock table: the clock starts at the index."""
 
 

@@ -190,7 +190,7 @@ class MemberRows:
     person_row: NDArray[np.int64]
     """(N,) which stretch of the timelines is the member's person's."""
     clocks: NDArray[np.int64]
-    """(N, R, 2) where each clock starts (-1: at the index), and 1 where the member is ineligible for its tasks."""
+    """(N, R, 2) where each clock starts (-NEVER: at the index), and 1 where the member is ineligible for its tasks."""
 
     def table(self) -> NDArray[np.int64]:
         """(N, 10) as the kernel reads it."""

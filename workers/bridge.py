@@ -5,7 +5,8 @@ Shape suffixes: N = cohort member (one scan), E = entry of a sparse list.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import InputError, StoreError
-from app.store import names
-from ml.labelling import LabelArrays, Sparse
+from app.store import names, outcomes
+from app.store.cohorts import PERIODS
+from ml.labelling import (
+    DAY_SECONDS,
+    NEVER,
+    ConceptTasks,
+    LabelArrays,
+    MemberRows,
+    Sparse,
+    SparseLabels,
+    TaskRules,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -281,3 +292,232 @@ def read_timelines(connection: Connection, persons: Sequence[int] | NDArray[np.i
         time=np.frombuffer(b"".join(row[1] for row in rows), "<i8").astype(np.int64, copy=False),
         concept=np.frombuffer(b"".join(row[2] for row in rows), "<i4").astype(np.int32, copy=False),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelMembers:
+    """What the label engine reads of a cohort's members, ordered by person, index and series."""
+
+    member: NDArray[np.int64]
+    person: NDArray[np.int64]
+    image_key: list[str]
+    index_date_only: NDArray[np.bool_]
+    has_end: NDArray[np.bool_]
+    has_cut: NDArray[np.bool_]
+    rows: MemberRows
+    """With `person_row` unset: it depends on the persons read together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatementEvents:
+    """Rows that statements chose, as events of the negative concept -1 - position; by person, time and concept."""
+
+    person: NDArray[np.int64]
+    time: NDArray[np.int64]
+    """Coded like a timeline's."""
+    concept: NDArray[np.int32]
+
+
+_DEFINITIONS = "SELECT definition FROM label.task WHERE task_set_id = %s ORDER BY position"
+
+
+def read_definitions(connection: Connection, task_set_id: int) -> list[dict[str, Any]]:
+    """The definitions of a set's tasks, by position."""
+    return [row[0] for row in _binary_cursor(connection).execute(_DEFINITIONS, (task_set_id,))]
+
+
+def task_rules(definitions: Sequence[dict[str, Any]]) -> TaskRules:
+    """How each task reads a timeline; tasks with a clock of their own have it in the order of `clock_tasks`."""
+    clock = {position: n for n, position in enumerate(clock_tasks(definitions))}
+
+    def seconds(field: str, default: int) -> NDArray[np.int64]:
+        given = [d[field] for d in definitions]
+        return np.array([default if days is None else days * DAY_SECONDS for days in given], np.int64)
+
+    def flags(field: str, value: str) -> NDArray[np.bool_]:
+        return np.array([d[field] == value for d in definitions], np.bool_)
+
+    return TaskRules(
+        start_seconds=np.array([d["start_seconds"] for d in definitions], np.int64),
+        look_back_seconds=seconds("prior_days", NEVER // 2),
+        same_day_after=flags("same_day", "after"),
+        excludes_prior=flags("prior", "exclude"),
+        competing=flags("death", "competing"),
+        to_data_cut=flags("follow_up", "data_cut"),
+        washout_seconds=seconds("washout_days", 0),
+        min_follow_up_seconds=seconds("min_follow_up_days", -NEVER),
+        clock=np.array([clock.get(position, -1) for position in range(len(definitions))], np.int64),
+    )
+
+
+def clock_tasks(definitions: Sequence[dict[str, Any]]) -> list[int]:
+    """Positions of the tasks whose window opens after discharge."""
+    return [position for position, d in enumerate(definitions) if d["clock"] == "discharge"]
+
+
+def read_concept_tasks(connection: Connection, task_set_id: int, definitions: Sequence[dict[str, Any]]) -> ConceptTasks:
+    """Which tasks each concept means, descendants included; tasks of statements have negative concepts."""
+    rows = _binary_cursor(connection).execute(outcomes.PAIRS, {"task_set_id": task_set_id}).fetchall()
+    pairs = np.array(rows, np.int64).reshape(-1, 2)
+    chosen = np.array([n for n, d in enumerate(definitions) if d["resolved"]["by_statement"]], np.int64)
+    return ConceptTasks.of_pairs(
+        concept=np.concatenate([pairs[:, 0], -1 - chosen]), task=np.concatenate([pairs[:, 1], chosen])
+    )
+
+
+def read_statement_events(
+    connection: Connection, cohort_id: int, definitions: Sequence[dict[str, Any]]
+) -> StatementEvents:
+    """Rows of the tasks that concepts alone do not describe, among the persons of a cohort."""
+    found = [np.zeros((0, 3), np.int64)]
+    for position, definition in enumerate(definitions):
+        if definition["resolved"]["by_statement"]:
+            statement, values = outcomes.statement(definition)
+            rows = _binary_cursor(connection).execute(statement, values | {"cohort_id": cohort_id}).fetchall()
+            pairs = np.array(rows, np.int64).reshape(-1, 2)
+            found.append(np.column_stack([pairs, np.full(len(pairs), -1 - position)]))
+    all_rows = np.concatenate(found)
+    all_rows = all_rows[np.lexsort((all_rows[:, 2], all_rows[:, 1], all_rows[:, 0]))]
+    return StatementEvents(person=all_rows[:, 0], time=all_rows[:, 1], concept=all_rows[:, 2].astype(np.int32))
+
+
+_LABEL_MEMBERS = f"""
+SELECT m.cohort_member_id, m.person_id, coalesce(i.image_key, ''), m.index_date_only,
+       extract(epoch FROM m.index_time)::int8, extract(epoch FROM m.follow_up_end)::int8,
+       extract(epoch FROM m.data_cut_end)::int8, extract(epoch FROM m.death_time)::int8, m.eligible,
+       array_position(%(splits)s::text[], m.split) - 1,
+       extract(epoch FROM coalesce(v.visit_from, date_trunc('day', m.index_time)))::int8,
+       extract(epoch FROM coalesce(v.visit_to, date_trunc('day', m.index_time) + interval '86399 seconds'))::int8
+FROM label.cohort_member m
+LEFT JOIN omop.image_occurrence i USING (image_occurrence_id)
+LEFT JOIN LATERAL ({outcomes.VISIT_OF_INDEX}) v ON true
+WHERE m.cohort_id = %(cohort_id)s ORDER BY m.person_id, m.index_time, 3, m.cohort_member_id
+"""
+
+_OBSERVED_FROM = f"""
+WITH member AS (SELECT * FROM label.cohort_member WHERE cohort_id = %(cohort_id)s), period AS ({PERIODS})
+SELECT m.cohort_member_id, extract(epoch FROM CASE WHEN c.follow_up = 'observation_period' THEN p.period_start ELSE (
+           SELECT min(e.time) FROM omop.event e WHERE e.person_id = m.person_id) END)::int8
+FROM member m JOIN label.cohort c USING (cohort_id)
+LEFT JOIN period p ON p.person_id = m.person_id AND m.index_time BETWEEN p.period_start AND p.period_end
+"""
+
+
+def read_label_members(connection: Connection, cohort_id: int, definitions: Sequence[dict[str, Any]]) -> LabelMembers:
+    """Members of a cohort with their follow-up, visit, clocks and start of record."""
+    values = {"cohort_id": cohort_id, "splits": list(SPLITS)}
+    rows = _binary_cursor(connection).execute(_LABEL_MEMBERS, values).fetchall()
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 12
+    member, index = np.array(columns[0], np.int64), np.array(columns[4], np.int64)
+    has_end = np.array([end is not None for end in columns[5]], np.bool_)
+    has_cut = np.array([end is not None for end in columns[6]], np.bool_)
+    end = np.array([-(NEVER // 2) if end is None else end for end in columns[5]], np.int64)
+    cut = np.array([-(NEVER // 2) if cut is None else cut for cut in columns[6]], np.int64)
+    clocks = np.zeros((len(member), len(clock_tasks(definitions)), 2), np.int64)
+    clocks[:, :, 0] = -NEVER
+    for n, position in enumerate(clock_tasks(definitions)):
+        _, task_values = outcomes.statement(definitions[position])
+        found = _binary_cursor(connection).execute(outcomes.CLOCKS, task_values | values).fetchall()
+        _scatter(clocks[:, n, 0], member, [(row[0], row[1]) for row in found])
+        _scatter(clocks[:, n, 1], member, [(row[0], row[2]) for row in found])
+    observed = index.copy()
+    if any(d["washout_days"] for d in definitions):
+        found = _binary_cursor(connection).execute(_OBSERVED_FROM, values).fetchall()
+        _scatter(observed, member, [row for row in found if row[1] is not None])
+    return LabelMembers(
+        member=member,
+        person=np.array(columns[1], np.int64),
+        image_key=list(columns[2]),
+        index_date_only=np.array(columns[3], np.bool_),
+        has_end=has_end,
+        has_cut=has_cut,
+        rows=MemberRows(
+            index=index,
+            end=end,
+            cut_end=np.where(has_cut, cut, end),
+            death=np.array([NEVER if death is None else death for death in columns[7]], np.int64),
+            eligible=np.array(columns[8], np.bool_),
+            observed_from=np.minimum(observed, index),
+            visit_from=np.array(columns[10], np.int64),
+            visit_to=np.array(columns[11], np.int64),
+            split=np.array(columns[9], np.int8),
+            person_row=np.zeros(len(member), np.int64),
+            clocks=clocks,
+        ),
+    )
+
+
+def _scatter(target: NDArray[np.int64], member: NDArray[np.int64], rows: Sequence[tuple[int, int]]) -> None:
+    """Put (member, value) rows where `member` has them."""
+    if rows:
+        order = np.argsort(member)
+        ids = np.array([row[0] for row in rows], np.int64)
+        target[order[np.searchsorted(member, ids, sorter=order)]] = [row[1] for row in rows]
+
+
+_DIGESTS = "SELECT person_id, num_events, digest FROM omop.timeline WHERE person_id = ANY(%s) ORDER BY person_id"
+
+
+def read_timeline_digests(
+    connection: Connection, persons: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], list[tuple[int, bytes]]]:
+    """Number of events of each of `persons` (ascending), and (person, digest) of those that have any."""
+    rows = _binary_cursor(connection).execute(_DIGESTS, (persons.tolist(),)).fetchall()
+    counts = np.zeros(len(persons), np.int64)
+    if rows:
+        counts[np.searchsorted(persons, np.array([row[0] for row in rows], np.int64))] = [row[1] for row in rows]
+    return counts, [(row[0], bytes(row[2])) for row in rows]
+
+
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_END = b"\xff\xff"
+_INT2, _INT8 = 21, 20
+
+
+def tte_rows(
+    label_set_id: int, members: LabelMembers, part: slice, labels: SparseLabels
+) -> Iterator[tuple[bytes, bytes]]:
+    """Rows of label.tte in Postgres's binary COPY form, with what of each counts for the digest.
+
+    The second item holds neither key: equal labels of equal scans have equal bytes, whichever ids they got.
+    """
+    rows = members.rows
+    lists = [
+        _packed(labels.events.task, labels.events.ptr, _INT2),
+        _packed(labels.events.seconds, labels.events.ptr, _INT8),
+        _packed(labels.priors.task, labels.priors.ptr, _INT2),
+        _packed(labels.ineligibles.task, labels.ineligibles.ptr, _INT2),
+        _packed(labels.windows.task, labels.windows.ptr, _INT2),
+        _packed(labels.windows.seconds, labels.windows.ptr, _INT8),
+        _packed(labels.visits.task, labels.visits.ptr, _INT2),
+    ]
+    for n, fields in zip(range(part.start, part.stop), zip(*lists, strict=True), strict=True):
+        index = int(rows.index[n])
+        content = b"".join(fields)
+        content += _int8(int(rows.end[n]) - index if members.has_end[n] else None)
+        content += _int8(int(rows.cut_end[n]) - index if members.has_cut[n] else None)
+        content += _int8(int(rows.death[n]) - index if rows.death[n] != NEVER else None)
+        key = struct.pack(">hiiiq", 12, 4, label_set_id, 8, members.member[n])
+        who = f"{members.person[n]}\t{index}\t{members.index_date_only[n]}\t{rows.split[n]}\t{rows.eligible[n]}"
+        yield key + content, f"{who}\t{members.image_key[n]}\n".encode() + content
+
+
+def _int8(value: int | None) -> bytes:
+    return b"\xff\xff\xff\xff" if value is None else struct.pack(">iq", 8, value)
+
+
+def _packed(values: NDArray[Any] | None, ptr: NDArray[np.int64], oid: int) -> Iterator[bytes]:
+    """Each member's stretch of `values` as a field of a binary COPY row: an array with its length before it."""
+    width = 2 if oid == _INT2 else 8
+    if values is None:
+        raise ValueError("Expected seconds beside the tasks of this list, found none.")
+    elements = np.empty(len(values), np.dtype([("length", ">i4"), ("value", f">i{width}")]))
+    elements["length"], elements["value"] = width, values
+    data, size = memoryview(elements.tobytes()), width + 4
+    empty = struct.pack(">iiii", 12, 0, 0, oid)
+    for begin, end in zip(ptr[:-1].tolist(), ptr[1:].tolist(), strict=True):
+        if begin == end:
+            yield empty
+        else:
+            count = end - begin
+            yield struct.pack(">iiiiii", 20 + count * size, 1, 0, oid, count, 1) + data[begin * size : end * size]

@@ -1,0 +1,227 @@
+"""Stage `label`: time-to-event labels of a cohort for a task set, from packed timelines into `label.tte`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.store import names
+from app.store.session import raw
+from app.store.work import Work
+from ml.labelling import STATUSES, ConceptTasks, Labeller, MemberRows, TaskRules, merge_events
+from workers import bridge
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+CHUNK_EVENTS, CHUNK_MEMBERS = 2_000_000, 4_096
+"""Persons are read together until they hold so many events or members."""
+
+RULES_VERSION = 1
+"""Raised when the engine's rules change, so that labels made by older rules count as made of other inputs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """All that labels depend on, but the timelines themselves."""
+
+    cohort: names.Version
+    task_set: names.Version
+    rules: TaskRules
+    concept_tasks: ConceptTasks
+    events: bridge.StatementEvents
+    members: bridge.LabelMembers
+    persons: NDArray[np.int64]
+    """Ascending, each once."""
+    num_events: NDArray[np.int64]
+    """Events of each of `persons`."""
+    data_digest: bytes
+
+
+def label(work: Work) -> dict[str, Any]:
+    """Label `args["cohort"]` for `args["tasks"]` under `args["name"]`; the same inputs again change nothing."""
+    name = names.check_name("label set", work.args.get("name"))
+    with work.connect() as reading:
+        reading = reading.execution_options(isolation_level="REPEATABLE READ")
+        inputs = read_inputs(reading, str(work.args.get("cohort")), str(work.args.get("tasks")))
+        with work.transaction() as writing:
+            names.lock(writing, "label set", name)
+            same = unchanged(writing, name, inputs)
+            result = same or write(work, reading, writing, name, inputs)
+        reading.rollback()
+    if not result["events"]:
+        work.log("No member has an outcome of these tasks; `lachesis show label` counts members by status.")
+    return result
+
+
+def read_inputs(connection: Connection, cohort_name: str, task_set_name: str) -> Inputs:
+    """Everything but timelines, in one snapshot. Raises UnknownName."""
+    cohort = names.find(connection, "cohort", cohort_name)
+    task_set = names.find(connection, "task set", task_set_name)
+    definitions = bridge.read_definitions(connection, task_set.id)
+    members = bridge.read_label_members(connection, cohort.id, definitions)
+    persons = np.unique(members.person)
+    num_events, digests = bridge.read_timeline_digests(connection, persons)
+    concept_tasks = bridge.read_concept_tasks(connection, task_set.id, definitions)
+    events = bridge.read_statement_events(connection, cohort.id, definitions)
+    return Inputs(
+        cohort=cohort,
+        task_set=task_set,
+        rules=bridge.task_rules(definitions),
+        concept_tasks=concept_tasks,
+        events=events,
+        members=members,
+        persons=persons,
+        num_events=num_events,
+        data_digest=data_digest(definitions, concept_tasks, events, members, digests),
+    )
+
+
+def data_digest(
+    definitions: Sequence[dict[str, Any]],
+    concept_tasks: ConceptTasks,
+    events: bridge.StatementEvents,
+    members: bridge.LabelMembers,
+    timelines: Sequence[tuple[int, bytes]],
+) -> bytes:
+    """sha256 over tasks, members (scans, periods, deaths, visits) and their timelines, without keys of ours."""
+    digest = hashlib.sha256(f"labels {RULES_VERSION}\n{json.dumps(definitions, sort_keys=True)}".encode())
+    rows = [getattr(members.rows, field.name) for field in fields(MemberRows)]
+    for array in (*_arrays(concept_tasks), *_arrays(events), members.person, members.index_date_only, *rows):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update("\n".join(members.image_key).encode())
+    for person, of_timeline in timelines:
+        digest.update(f"\n{person}".encode() + of_timeline)
+    return digest.digest()
+
+
+def _arrays(record: ConceptTasks | bridge.StatementEvents) -> list[NDArray[Any]]:
+    return [getattr(record, field.name) for field in fields(record)]
+
+
+def unchanged(connection: Connection, name: str, inputs: Inputs) -> dict[str, Any] | None:
+    """The current version, where it was made of the same inputs."""
+    from sqlalchemy import text
+
+    row = (
+        connection.execute(
+            text(
+                "SELECT label_set_id, name, version, num_members AS members, num_events AS events FROM label.label_set "
+                "WHERE name = :name AND is_current AND cohort_id = :cohort AND task_set_id = :tasks "
+                "AND data_digest = :digest"
+            ),
+            {"name": name, "cohort": inputs.cohort.id, "tasks": inputs.task_set.id, "digest": inputs.data_digest},
+        )
+        .mappings()
+        .first()
+    )
+    return None if row is None else dict(row) | {"unchanged": True}
+
+
+INSERT = """
+INSERT INTO label.label_set (name, version, is_current, cohort_id, task_set_id, digest, data_digest, num_members,
+                             num_events, job_id)
+VALUES (:name, :version, true, :cohort, :tasks, '', :data_digest, :members, 0, :job_id) RETURNING label_set_id
+"""
+
+TTE_COLUMNS = (
+    "label_set_id, cohort_member_id, event_tasks, event_seconds, prior_tasks, ineligible_tasks, window_tasks, "
+    "window_seconds, visit_tasks, follow_up_seconds, data_cut_seconds, death_seconds"
+)
+
+
+def write(work: Work, reading: Connection, writing: Connection, name: str, inputs: Inputs) -> dict[str, Any]:
+    """Label all members and store them as the next version of the name."""
+    from sqlalchemy import text
+
+    row = {
+        "name": name,
+        "version": names.move(writing, "label set", name),
+        "cohort": inputs.cohort.id,
+        "tasks": inputs.task_set.id,
+        "data_digest": inputs.data_digest,
+        "members": len(inputs.members.member),
+        "job_id": work.job_id,
+    }
+    label_set_id = int(writing.execute(text(INSERT), row).scalar_one())
+    labeller, digests = Labeller(inputs.rules, inputs.concept_tasks), list[bytes]()
+    with raw(writing).cursor().copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.write(bridge.COPY_HEADER)
+        for part in chunks(inputs):
+            rows = list(label_part(reading, labeller, inputs, part, label_set_id))
+            copy.write(b"".join(row for row, _ in rows))
+            digests += [hashlib.sha256(content).digest() for _, content in rows]
+            work.progress(part.stop, len(inputs.members.member), "scans", "label")
+        copy.write(bridge.COPY_END)
+    write_counts(writing, label_set_id, labeller.counts)
+    num_events = int(labeller.counts[:, :, 0, 0].sum())
+    digest = hashlib.sha256(inputs.task_set.digest + b"".join(sorted(digests))).digest()
+    writing.execute(
+        text("UPDATE label.label_set SET digest = :digest, num_events = :events WHERE label_set_id = :id"),
+        {"digest": digest, "events": num_events, "id": label_set_id},
+    )
+    return {
+        "label_set_id": label_set_id,
+        "name": name,
+        "version": row["version"],
+        "unchanged": False,
+        "members": row["members"],
+        "events": num_events,
+    }
+
+
+def chunks(inputs: Inputs) -> Iterator[slice]:
+    """Stretches of members, no person cut in two."""
+    row = np.searchsorted(inputs.persons, inputs.members.person)
+    first = np.searchsorted(row, np.arange(len(inputs.persons) + 1))
+    begin, held = 0, 0
+    for person, events in enumerate(inputs.num_events.tolist()):
+        held += events
+        if held >= CHUNK_EVENTS or first[person + 1] - begin >= CHUNK_MEMBERS:
+            yield slice(begin, int(first[person + 1]))
+            begin, held = int(first[person + 1]), 0
+    if begin < len(row):
+        yield slice(begin, len(row))
+
+
+def label_part(
+    reading: Connection, labeller: Labeller, inputs: Inputs, part: slice, label_set_id: int
+) -> Iterator[tuple[bytes, bytes]]:
+    """Rows of label.tte for some members, with what counts for the digest."""
+    timelines = bridge.read_timelines(reading, np.unique(inputs.members.person[part]))
+    lo, hi = np.searchsorted(inputs.events.person, [timelines.person[0], timelines.person[-1] + 1])
+    times, concepts, ptr = merge_events(
+        timelines.time,
+        timelines.concept,
+        timelines.ptr,
+        np.searchsorted(timelines.person, inputs.events.person[lo:hi]),
+        inputs.events.time[lo:hi],
+        inputs.events.concept[lo:hi],
+    )
+    all_rows = inputs.members.rows
+    rows = replace(
+        MemberRows(**{field.name: getattr(all_rows, field.name)[part] for field in fields(MemberRows)}),
+        person_row=np.searchsorted(timelines.person, inputs.members.person[part]),
+    )
+    labels = labeller.label(times, concepts, ptr, rows)
+    return bridge.tte_rows(label_set_id, inputs.members, part, labels)
+
+
+def write_counts(connection: Connection, label_set_id: int, counts: NDArray[np.int64]) -> None:
+    """Members, persons and person-days by task, split and status (zero counts are left out)."""
+    columns = "label_set_id, position, split, status, n, persons, person_days"
+    with raw(connection).cursor().copy(f"COPY label.task_status_count ({columns}) FROM STDIN") as copy:
+        lines = []
+        for position, split, status in np.argwhere(counts[:, :, :, 0] > 0).tolist():
+            n, persons, seconds = counts[position, split, status].tolist()
+            lines.append(
+                f"{label_set_id}\t{position}\t{bridge.SPLITS[split]}\t{STATUSES[status]}\t{n}\t{persons}\t"
+                f"{seconds / 86_400!r}\n"
+            )
+        copy.write("".join(lines))
