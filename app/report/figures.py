@@ -1,0 +1,196 @@
+"""Figures as inline SVG: text stays text, nothing is fetched, the same rows draw the same bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from app.report.rows import SMALL_CELL, CalibrationPanel, CurvePanel, Density, TaskPanels, TaskRow
+from app.report.tables import Table
+
+INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+COLOURS = ("#3a7ca5", "#e0a458", "#b3423a", "#5b8c5a", "#7a5195", "#8d6e63")
+RISK = ("#3a7ca5", "#e0a458", "#b3423a")
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lachesis",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+def svg(figure: Figure, title: str) -> str:
+    """A figure as one `<svg>` element with a title, without metadata or links."""
+    stream = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{escaped}" ', text, count=1)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def forest(table: Table) -> str:
+    """Values with intervals, tasks down, one colour a model; differences are left to the table."""
+    shown = [k for k, column in enumerate(table.columns) if not column.is_difference]
+    lines = [(name, [cells[k] for k in shown]) for name, cells in table.rows]
+    with matplotlib.rc_context(STYLE):
+        height = 0.9 + sum(0.17 * len(shown) + 0.22 for _ in lines)
+        figure = _figure(8.6, height)
+        axes = figure.subplots()
+        centres = []
+        y = 0.0
+        for _, cells in lines:
+            begin = y
+            for k, one in enumerate(cells):
+                if one is not None and one.value is not None:
+                    colour = COLOURS[k % len(COLOURS)]
+                    if one.low is not None and one.high is not None:
+                        axes.plot([one.low, one.high], [y, y], color=colour, lw=1.6, solid_capstyle="round")
+                    axes.plot([one.value], [y], "o", color=colour, ms=4.5)
+                y += 1
+            centres.append((begin + y - 1) / 2)
+            y += 1.3
+        axes.axvline(0.5, color=FAINT, lw=0.8, ls=(0, (3, 3)))
+        axes.set_yticks(centres, [name for name, _ in lines])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.grid(axis="y", visible=False)
+        axes.invert_yaxis()
+        axes.set_xlabel(table.title)
+        for k, place in enumerate(shown):
+            axes.plot([], [], "o-", color=COLOURS[k % len(COLOURS)], ms=4.5, label=table.columns[place].title)
+        figure.legend(loc="outside upper left", ncols=min(3, len(shown)))
+        return svg(figure, f"{table.title} by task, with 95 % intervals")
+
+
+def task(panels: TaskPanels) -> str:
+    """Curves by risk group, and calibration, side by side."""
+    total = len(panels.curves) + len(panels.calibrations)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(max(4.4, 3.6 * total), 3.4)
+        axes = figure.subplots(1, total, squeeze=False)[0]
+        for one, panel in zip(axes, panels.curves, strict=False):
+            _curves(one, panel)
+        for one, points in zip(axes[len(panels.curves) :], panels.calibrations, strict=True):
+            _calibration(one, points)
+        return svg(figure, f"{panels.title}: survival by predicted risk, and calibration")
+
+
+def _curves(axes: Axes, panel: CurvePanel) -> None:
+    """Kaplan–Meier curves with numbers at risk below; small cells are not shown."""
+    colours = RISK if len(panel.curves) == 3 else COLOURS
+    for colour, curve in zip(colours, panel.curves, strict=False):
+        if curve.n >= SMALL_CELL:
+            axes.step([0, *curve.times], [1, *curve.survival], where="post", color=colour, lw=1.7, label=curve.label)
+    axes.set_title(panel.title)
+    axes.set_ylim(None, 1.005)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlim(0, panel.marks[-1] if len(panel.marks) and panel.marks[-1] > 0 else 1)
+    rows = []
+    for curve in panel.curves:
+        counts = [str(k) if k >= SMALL_CELL or k == 0 else f"<{SMALL_CELL}" for k in curve.at_risk]
+        rows.append(counts)
+    ticks = ["\n".join([f"{mark:,.0f}", *(row[k] for row in rows)]) for k, mark in enumerate(panel.marks)]
+    axes.set_xticks(list(panel.marks), ticks)
+    axes.set_xlabel("days from the scan; below: scans at risk, by group in the legend's order")
+    axes.xaxis.label.set_fontsize(7)
+    axes.legend(loc="lower left")
+
+
+def _calibration(axes: Axes, panel: CalibrationPanel) -> None:
+    """Observed against predicted risk; a group is as wide as its ties make it."""
+    shown = [p for p in panel.points if p.n >= SMALL_CELL]
+    top = max([0.05, *(p.high for p in shown), *(p.predicted for p in shown)]) * 1.05
+    axes.plot([0, top], [0, top], color=FAINT, lw=0.9, ls=(0, (3, 3)))
+    for p in shown:
+        axes.plot([p.predicted, p.predicted], [p.low, p.high], color=COLOURS[0], lw=1.4)
+    axes.plot([p.predicted for p in shown], [p.observed for p in shown], "o", color=COLOURS[0], ms=4.5)
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, top)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_locator(MaxNLocator(5))
+    axes.set_title(panel.title)
+    axes.set_xlabel(f"predicted risk by {panel.horizon_days:,} days")
+    axes.set_ylabel("observed (1 − Kaplan–Meier)")
+
+
+def training(checkpoints: Sequence[Mapping[str, Any]]) -> str | None:
+    """Loss a step and gain over the null model; None where nothing was trained."""
+    drawn = [c for c in checkpoints if c["curve"]]
+    if not drawn:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(8.6, 2.9)
+        left, right = figure.subplots(1, 2)
+        for k, checkpoint in enumerate(drawn):
+            colour = COLOURS[k % len(COLOURS)]
+            for name, style in (("train_loss", {"lw": 0.9, "alpha": 0.55}), ("tuning_loss", {"lw": 1.8})):
+                points = [(p["step"], p["value"]) for p in checkpoint["curve"] if p["name"] == name]
+                if points:
+                    label = f"{checkpoint['name']}, {name.removesuffix('_loss')}"
+                    left.plot(*zip(*points, strict=True), color=colour, label=label, **style)
+            gain = [(p["step"], p["value"]) for p in checkpoint["curve"] if p["name"] == "tuning_gain"]
+            if gain:
+                right.plot(*zip(*gain, strict=True), color=colour, lw=1.8, marker="o", ms=3, label=checkpoint["name"])
+        right.axhline(0, color=FAINT, lw=0.8, ls=(0, (3, 3)))
+        left.set_title("Loss, nats per event")
+        right.set_title("Gain over the null model on tuning, nats per event")
+        for axes in (left, right):
+            axes.set_xlabel("optimiser step")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend()
+        return svg(figure, "Loss curves of pretraining")
+
+
+def density(density: Density, tasks: Sequence[TaskRow]) -> str:
+    """Outcomes a scan as a distribution function, and outcomes a task."""
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(8.6, max(2.8, 0.8 + 0.2 * min(len(tasks), 20)))
+        left, right = figure.subplots(1, 2)
+        share = [k / (len(density.events_per_scan) - 1) for k in range(len(density.events_per_scan))]
+        left.step(density.events_per_scan, share, where="post", color=COLOURS[0], lw=1.7)
+        left.set_title("Outcomes a scan: share of scans with at most so many")
+        left.set_xlabel(f"observed outcomes a scan (mean {density.mean:.2f})")
+        left.set_ylim(0, 1.02)
+        left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        totals = {t.name: sum(t.count(s, "event") for s in ("train", "tuning", "held_out")) for t in tasks}
+        most = sorted(tasks, key=lambda t: -totals[t.name])[:20]
+        right.barh([t.title[:44] for t in most], [totals[t.name] for t in most], color=COLOURS[0], height=0.65)
+        right.invert_yaxis()
+        right.grid(axis="y", visible=False)
+        right.tick_params(axis="y", length=0, labelcolor=INK, labelsize=7.5)
+        right.set_title("Scans with an outcome, all splits")
+        right.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return svg(figure, "Label density")
