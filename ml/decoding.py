@@ -6,7 +6,8 @@ is chosen from a folder are those of the loader's headers (`app/loading/images_d
 
 from __future__ import annotations
 
-import zlib
+import logging
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,11 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 UNEVEN = 0.01
 """Slice distances that differ by a larger share are interpolated to even ones."""
 AIR = -1000
+MOST_VOXELS = 2**31
+"""More are a damaged header, or an attack on the memory."""
+
+
+class Unreadable(ValueError):
+    """A scan that cannot be read as a CT volume; one sentence that names no file and no value of its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +52,38 @@ def to_int16(values: NDArray[Any]) -> NDArray[np.int16]:
     return result
 
 
-def decode_nifti(path: Path) -> Decoded:
-    """One NIfTI file: the header's slope and intercept applied once, its sform (else qform) as affine.
+def decode(path: Path, format: str) -> Decoded:
+    """A NIfTI file or a DICOM series, whatever state it is in.
 
     Raises:
-        ValueError: it cannot be read, has more than three dimensions, no spacing, or 8-bit values without a rescale.
+        Unreadable: it is no CT volume, is damaged, or needs a decoder that is not installed.
     """
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
+    if not path.exists():
+        raise Unreadable(f"Expected a scan ({format}), found none at its place; check the root folder.")
     try:
-        image: Any = nibabel.load(path)
-        header, proxy = image.header, image.dataobj
-        shape = tuple(n for axis, n in enumerate(image.shape) if axis < 3 or n != 1)
-        _check_nifti(header, proxy, shape)
-        stored = proxy.slope == 1 and proxy.inter == 0
-        values = np.asanyarray(proxy) if stored else image.get_fdata(dtype=np.float32, caching="unchanged")
-        unit = MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
-        spaced = header["sform_code"] > 0 or _has_spacing(image)
-    except (OSError, EOFError, zlib.error, ImageFileError, KeyError, AttributeError) as error:
-        raise ValueError(f"Expected a readable NIfTI file, got one that fails with {type(error).__name__}.") from error
-    if not spaced:
-        raise ValueError("Expected a spacing along each axis, got zero in the header; convert the scan again.")
+        return decode_nifti(path) if format == "nifti" else decode_dicom(path)
+    except Unreadable:
+        raise
+    except Exception as error:  # a damaged file makes the libraries raise almost anything, with its values in the text
+        raise Unreadable(
+            f"Expected a readable {format} scan, got one that fails with {type(error).__name__}."
+        ) from error
+
+
+def decode_nifti(path: Path) -> Decoded:
+    """One NIfTI file: the header's slope and intercept applied once, its sform (else qform) as affine."""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    header, proxy = image.header, image.dataobj
+    shape = tuple(n for axis, n in enumerate(image.shape) if axis < 3 or n != 1)
+    _check_nifti(header, proxy, shape)
+    if header["sform_code"] <= 0 and not _has_spacing(image):
+        raise Unreadable("Expected a spacing along each axis, got zero in the header; convert the scan again.")
+    stored = proxy.slope == 1 and proxy.inter == 0
+    values = np.asanyarray(proxy) if stored else image.get_fdata(dtype=np.float32, caching="unchanged")
     affine = np.array(image.affine, np.float64)
-    affine[:3] *= unit
+    affine[:3] *= MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
     return Decoded(to_int16(values.reshape(shape)), affine)
 
 
@@ -83,23 +98,40 @@ def _has_spacing(image: Any) -> bool:
 
 
 def _check_nifti(header: Any, proxy: Any, shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > MOST_VOXELS:
+        raise Unreadable(f"Expected a CT volume, got {math.prod(shape):,} voxels in the header; is the file damaged?")
     if len(shape) != 3:
-        raise ValueError(f"Expected a volume of three dimensions, got shape {shape}; split it into one file a volume.")
+        raise Unreadable(f"Expected a volume of three dimensions, got shape {shape}; split it into one file a volume.")
     if min(shape) < 2:
-        raise ValueError(f"Expected at least 2 voxels along each axis, got shape {shape}.")
+        raise Unreadable(f"Expected at least 2 voxels along each axis, got shape {shape}.")
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
-        raise ValueError(f"Expected one number a voxel, got values of type {dtype}.")
+        raise Unreadable(f"Expected one number a voxel, got values of type {dtype}.")
     if dtype.itemsize == 1 and (proxy.slope, proxy.inter) == (1, 0):
-        raise ValueError("Expected Hounsfield units, got 8-bit values without a rescale; convert the scan again.")
+        raise Unreadable("Expected Hounsfield units, got 8-bit values without a rescale; convert the scan again.")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Slice:
+    """One image file, as far as choosing and placing it needs."""
+
     file: Path
-    dataset: Any
-    position: NDArray[np.float64]
+    series: str
+    uid: str
+    shape: tuple[int, int]
+    orientation: tuple[float, ...]
+    """Six direction cosines, of rows then columns, or none."""
+    position: tuple[float, ...]
+    spacing: tuple[float, ...]
+    """Of rows, then of columns, mm."""
     instance: int
+    frames: int
+    is_localizer: bool
+
+    @property
+    def key(self) -> tuple[tuple[int, int], tuple[float, ...]]:
+        """Size and orientation, which the slices of a volume share."""
+        return self.shape, tuple(round(x, 3) + 0.0 for x in self.orientation)
 
 
 def decode_dicom(path: Path) -> Decoded:
@@ -107,31 +139,25 @@ def decode_dicom(path: Path) -> Decoded:
 
     Copies of a slice and second slices at one position are dropped, slices of another size or orientation, too; uneven
     distances are interpolated to the median one.
-
-    Raises:
-        ValueError: no CT slices, fewer than two positions, positions missing, or pixel data that cannot be decoded.
     """
     slices = _chosen(_read_headers(path))
-    first = slices[0].dataset
-    row, column = _directions(first)
-    normal = np.cross(row, column)
-    along = np.array([s.position @ normal for s in slices])
+    row, column = np.array(slices[0].orientation[:3]), np.array(slices[0].orientation[3:])
+    points = np.array([s.position for s in slices])
+    along = points @ np.cross(row, column)
     order = sorted(range(len(slices)), key=lambda i: (round(float(along[i]), 2), slices[i].instance))
     kept = order[:1] + [j for i, j in pairwise(order) if along[j] - along[i] > 0.01]
     if len(kept) < 2:
-        raise ValueError("Expected slices at two positions or more, got one position; is this a localizer?")
-    slices, along = [slices[i] for i in kept], along[kept]
-    hu = np.stack([_hu(s) for s in slices])
-    spacing_y, spacing_x = (float(x) for x in first.PixelSpacing)
-    step = (slices[-1].position - slices[0].position) / (len(slices) - 1)
+        raise Unreadable("Expected slices at two positions or more, got one position; is this a localizer?")
+    along, points = along[kept], points[kept]
+    hu, count = np.stack([_hu(slices[i].file) for i in kept]), len(kept)
     gaps = np.diff(along)
     if np.ptp(gaps) > UNEVEN * np.median(gaps):
         hu, count = _even(hu, along, float(np.median(gaps)))
-        step = (slices[-1].position - slices[0].position) / (count - 1)
+    spacing_y, spacing_x = slices[0].spacing
     affine = np.eye(4)
-    affine[:3, :3] = LPS_TO_RAS @ np.stack([row * spacing_x, column * spacing_y, step], 1)
-    affine[:3, 3] = LPS_TO_RAS @ slices[0].position
-    return Decoded(hu.transpose(2, 1, 0), affine)
+    affine[:3, :3] = np.stack([row * spacing_x, column * spacing_y, (points[-1] - points[0]) / (count - 1)], 1)
+    affine[:3, 3] = points[0]
+    return Decoded(hu.transpose(2, 1, 0), LPS_TO_RAS @ affine)
 
 
 def _even(hu: NDArray[np.int16], along: NDArray[np.float64], distance: float) -> tuple[NDArray[np.int16], int]:
@@ -146,29 +172,42 @@ def _even(hu: NDArray[np.int16], along: NDArray[np.float64], distance: float) ->
     return out, count
 
 
-def _directions(dataset: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    orientation = np.array(dataset.ImageOrientationPatient, np.float64)
-    return orientation[:3], orientation[3:]
+def _read_headers(path: Path) -> list[_Slice]:
+    """The CT images among the files of a folder; what is no image, or damaged, is passed over."""
+    from pydicom import config
 
-
-def _read_headers(path: Path) -> list[tuple[Path, Any]]:
-    """Headers of the CT images among the files of a folder; anything else is passed over."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    found = []
-    for file in _files(path):
-        try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
-        except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError):
-            continue
-        if "Rows" in dataset and dataset.get("Modality", "CT") in ("CT", "", None):
-            found.append((file, dataset))
+    config.settings.reading_validation_mode = config.IGNORE  # its warnings would show values
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    found = [one for file in _files(path) if (one := _read_header(file)) is not None]
     if not found:
-        raise ValueError("Expected a DICOM series of modality CT, found no CT image there.")
-    if all(int(d.get("NumberOfFrames") or 1) > 1 for _, d in found):
-        raise ValueError("Expected one slice a file, got a multi-frame object; convert it to single frames or NIfTI.")
-    return [(f, d) for f, d in found if int(d.get("NumberOfFrames") or 1) == 1]
+        raise Unreadable("Expected a DICOM series of modality CT, found no CT image there.")
+    single = [one for one in found if one.frames <= 1]
+    if not single:
+        raise Unreadable("Expected one slice a file, got a multi-frame object; convert it to single frames or NIfTI.")
+    return single
+
+
+def _read_header(file: Path) -> _Slice | None:
+    import pydicom
+
+    try:
+        ds = pydicom.dcmread(file, stop_before_pixels=True)
+        if (ds.get("Modality") or "CT") != "CT":
+            return None
+        return _Slice(
+            file=file,
+            series=str(ds.get("SeriesInstanceUID") or ""),
+            uid=str(ds.get("SOPInstanceUID") or file.name),
+            shape=(int(ds.Rows), int(ds.Columns)),
+            orientation=tuple(float(x) for x in ds.get("ImageOrientationPatient") or ()),
+            position=tuple(float(x) for x in ds.get("ImagePositionPatient") or ()),
+            spacing=tuple(float(x) for x in ds.get("PixelSpacing") or ()),
+            instance=int(ds.get("InstanceNumber") or 0),
+            frames=int(ds.get("NumberOfFrames") or 1),
+            is_localizer="LOCALIZER" in (ds.get("ImageType") or ()),
+        )
+    except Exception:  # not DICOM, not an image, or damaged in one of many ways
+        return None
 
 
 def _files(path: Path) -> list[Path]:
@@ -184,46 +223,35 @@ def _most(values: Iterable[Any]) -> Any:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
-def _shape_key(dataset: Any) -> tuple[Any, ...]:
-    orientation = dataset.get("ImageOrientationPatient") or ()
-    return (int(dataset.Rows), int(dataset.Columns), tuple(round(float(x), 3) + 0.0 for x in orientation))
-
-
-def _chosen(found: list[tuple[Path, Any]]) -> list[_Slice]:
+def _chosen(found: list[_Slice]) -> list[_Slice]:
     """Slices of the largest series that is no localizer, of its most frequent size and orientation, each once."""
-    images = [(f, d) for f, d in found if "LOCALIZER" not in (d.get("ImageType") or ())] or found
-    series = _most(str(d.get("SeriesInstanceUID", "")) for _, d in images)
-    images = [(f, d) for f, d in images if str(d.get("SeriesInstanceUID", "")) == series]
-    shape = _most(_shape_key(d) for _, d in images)
-    if len(shape[2]) != 6 or any(len(d.get("PixelSpacing") or ()) != 2 for _, d in images):
-        raise ValueError("Expected slices with orientation and pixel spacing, found none; convert the series again.")
-    slices: dict[str, _Slice] = {}
-    for file, dataset in images:
-        if _shape_key(dataset) != shape:
-            continue
-        if len(dataset.get("ImagePositionPatient") or ()) != 3:
-            raise ValueError("Expected a position in every slice, found one without; convert the series again.")
-        position = np.array(dataset.ImagePositionPatient, np.float64)
-        uid = str(dataset.get("SOPInstanceUID") or file.name)
-        slices.setdefault(uid, _Slice(file, dataset, position, int(dataset.get("InstanceNumber") or 0)))
-    return list(slices.values())
+    images = [one for one in found if not one.is_localizer] or found
+    series = _most(one.series for one in images)
+    images = [one for one in images if one.series == series]
+    key = _most(one.key for one in images)
+    images = [one for one in images if one.key == key]
+    if any(len(one.orientation) != 6 or len(one.spacing) != 2 for one in images):
+        raise Unreadable("Expected slices with orientation and pixel spacing, found some without; convert them again.")
+    if any(len(one.position) != 3 or not np.isfinite(one.position).all() for one in images):
+        raise Unreadable("Expected a position in every slice, found one without; convert the series again.")
+    return list({one.uid: one for one in reversed(images)}.values())[::-1]
 
 
-def _hu(one: _Slice) -> NDArray[np.int16]:
+def _hu(file: Path) -> NDArray[np.int16]:
     """Pixels of a slice, rescaled by its own slope and intercept."""
     import pydicom
 
-    dataset = pydicom.dcmread(one.file)
+    dataset = pydicom.dcmread(file)
     syntax = getattr(getattr(dataset.file_meta, "TransferSyntaxUID", None), "name", "no transfer syntax")
     try:
         pixels = dataset.pixel_array
     except Exception as error:  # decoders of many libraries raise whatever they please
-        raise ValueError(
+        raise Unreadable(
             f"Expected pixel data that can be decoded ({syntax}), got {type(error).__name__}; "
             "convert the series or install a decoder."
         ) from error
     if pixels.ndim != 2:
-        raise ValueError(f"Expected one grey value a pixel, got pixels of shape {pixels.shape[-1:]}.")
+        raise Unreadable(f"Expected one grey value a pixel, got pixels of shape {pixels.shape[-1:]}.")
     slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
     if slope == 1 and intercept.is_integer():
         return to_int16(pixels.astype(np.int32) + int(intercept))

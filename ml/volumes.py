@@ -13,13 +13,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.decoding import AIR, Decoded, decode_dicom, decode_nifti
+from ml.decoding import AIR, Decoded, Unreadable, decode
 
 OBLIQUE = 0.02
 """Axes whose direction cosines are off by more are resampled through the whole affine."""
 SLAB = 16
 """Slices resampled at a time, which bounds the memory."""
 WIDEST_RANGE_HU = 5000
+MOST_SPACING_MM = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,9 @@ def read_volume(path: Path, format: str, recipe: VolumeRecipe) -> Volume:
         recipe: grid and window.
 
     Raises:
-        ValueError: what is there cannot be read as a CT volume; the message names no file.
+        Unreadable: a ValueError; what is there cannot be read as a CT volume, in one sentence that names no file.
     """
-    if not path.exists():
-        raise ValueError(f"Expected a scan ({format}), found none at its place; check the root folder.")
-    scan = _canonical(decode_nifti(path) if format == "nifti" else decode_dicom(path))
+    scan = _canonical(decode(path, format))
     _check_hounsfield(scan.hu)
     digest = _digest(scan)
     length = float(scan.hu.shape[0] * scan.spacing[0])
@@ -96,11 +95,11 @@ def _canonical(decoded: Decoded) -> _Canonical:
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
     spacing = np.sqrt((decoded.affine[:3, :3] ** 2).sum(0))
-    if not (np.isfinite(decoded.affine).all() and (spacing > 1e-3).all()):
-        raise ValueError("Expected a positive spacing along each axis, got none; convert the scan again.")
+    if not (np.isfinite(decoded.affine).all() and (spacing > 1e-3).all() and (spacing < MOST_SPACING_MM).all()):
+        raise Unreadable("Expected a spacing between 0.001 and 100 mm along each axis, got another; convert it again.")
     orientation = io_orientation(decoded.affine)
     if np.isnan(orientation).any():
-        raise ValueError("Expected three independent axes, got an affine that has fewer; convert the scan again.")
+        raise Unreadable("Expected three independent axes, got an affine that has fewer; convert the scan again.")
     hu = apply_orientation(decoded.hu, orientation)
     affine = decoded.affine @ inv_ornt_aff(orientation, decoded.hu.shape)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
@@ -112,9 +111,9 @@ def _canonical(decoded: Decoded) -> _Canonical:
 def _check_hounsfield(hu: NDArray[np.int16]) -> None:
     lowest, highest = int(hu.min()), int(hu.max())
     if lowest == highest:
-        raise ValueError(f"Expected a scan, got {lowest} in every voxel.")
+        raise Unreadable(f"Expected a scan, got {lowest} in every voxel.")
     if lowest >= 0 or highest < -500:
-        raise ValueError(
+        raise Unreadable(
             f"Expected Hounsfield units, which hold air or fat and tissue, got values from {lowest} to {highest}; "
             "rescale the scan."
         )
@@ -122,7 +121,7 @@ def _check_hounsfield(hu: NDArray[np.int16]) -> None:
         sample = hu.ravel()[:: max(1, hu.size // 100_000)]
         low, high = np.percentile(sample, [1, 99])
         if high - low > WIDEST_RANGE_HU:
-            raise ValueError(
+            raise Unreadable(
                 f"Expected Hounsfield units, got values that span {high - low:.0f} between their 1st and 99th "
                 "percentile; rescale the scan."
             )

@@ -6,14 +6,15 @@ A folder counts as one series: its largest one that is no localizer, of its most
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app.loading.images_header import MIN_SLICES, Acquired, Header, Unreadable, parse_moment
+from app.loading.images_header import MIN_SLICES, MOST_SPACING_MM, Acquired, Header, Unreadable, parse_moment
 
 UNEVEN = 0.01
 """Slice distances that differ by a larger share of their median are uneven."""
@@ -25,36 +26,21 @@ LADDER = (
     ("StudyDate", "StudyTime"),
 )
 """Attributes that tell when, best first."""
-TAGS = [
+_TEXT = (
     *(tag for pair in LADDER for tag in pair if tag),
-    "BitsAllocated",
-    "BodyPartExamined",
-    "Columns",
-    "ConvolutionKernel",
-    "GantryDetectorTilt",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImageType",
-    "InstanceNumber",
-    "KVP",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "Modality",
-    "NumberOfFrames",
-    "PatientID",
-    "PhotometricInterpretation",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "Rows",
-    "SOPInstanceUID",
-    "SamplesPerPixel",
-    "SeriesInstanceUID",
-    "SliceThickness",
-    "StudyInstanceUID",
-]
+    *("BodyPartExamined", "ConvolutionKernel", "Manufacturer", "ManufacturerModelName", "Modality", "PatientID"),
+    *("PhotometricInterpretation", "RescaleType", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"),
+)
+_NUMBER = (
+    *("BitsAllocated", "Columns", "GantryDetectorTilt", "InstanceNumber", "KVP", "NumberOfFrames"),
+    *("PixelRepresentation", "RescaleIntercept", "RescaleSlope", "Rows", "SamplesPerPixel", "SliceThickness"),
+)
+_NUMBERS = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
+TAGS = (*_TEXT, *_NUMBER, *_NUMBERS, "ImageType")
+
+Image = dict[str, Any]
+"""Attributes of one image by keyword, those that have a value: text, float or list of float; beside them `file`,
+`syntax` (its transfer syntax) and `bytes_left` (what follows the header in the file)."""
 
 
 def series_files(path: Path) -> list[Path]:
@@ -73,107 +59,121 @@ def read_dicom(path: Path) -> Header:
     """
     if not path.exists():
         raise Unreadable("missing_file")
-    try:
-        found = [(f, d) for f in series_files(path) if (d := _read(f)) is not None]
-    except OSError as error:
-        raise Unreadable("unreadable_file") from error
+    _be_quiet()
+    reasons: list[str] = []
+    found = [image for file in series_files(path) if (image := _read(file, reasons))]
     if not found:
         raise Unreadable("unreadable_file")
-    reasons: list[str] = []
     images = _choose(found, reasons)
-    first = images[0][1]
-    facts = _geometry([d for _, d in images], reasons)
-    _content_reasons([d for _, d in images], reasons)
+    first = images[0]
+    facts = _geometry(images, reasons)
+    _content_reasons(images, reasons)
     return Header(
         format="dicom",
-        rows=_integer(first, "Rows"),
-        columns=_integer(first, "Columns"),
-        slice_thickness_mm=_number(first, "SliceThickness"),
-        kernel=_text(first, "ConvolutionKernel"),
+        rows=int(first["Rows"]),
+        columns=int(first["Columns"]),
+        slice_thickness_mm=first.get("SliceThickness"),
+        kernel=first.get("ConvolutionKernel"),
         hu_state=_hu_state(first, reasons),
-        study_uid=_text(first, "StudyInstanceUID"),
-        series_uid=_text(first, "SeriesInstanceUID"),
-        acquired=acquisition_time([d for _, d in images]),
-        patient=_text(first, "PatientID"),
+        study_uid=first.get("StudyInstanceUID"),
+        series_uid=first.get("SeriesInstanceUID"),
+        acquired=acquisition_time(images),
+        patient=first.get("PatientID"),
         reasons=tuple(dict.fromkeys(reasons)),
         details=_details(first),
         **facts,
     )
 
 
-def _hu_state(dataset: Any, reasons: list[str]) -> str:
-    if {"not_hounsfield", "not_ct"} & set(reasons):
-        return "not_hu"
-    rescaled = "RescaleSlope" in dataset or "RescaleIntercept" in dataset
-    return "hu" if rescaled and _text(dataset, "RescaleType") in (None, "HU", "US") else "unknown"
+def _be_quiet() -> None:
+    """Keep pydicom from writing values it dislikes, which may be a person's, into logs."""
+    from pydicom import config
+
+    config.settings.reading_validation_mode = config.IGNORE
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
-def _read(file: Path) -> Any | None:
-    """Header of one image, with what follows it in the file; None for anything that is no DICOM image."""
+def _read(file: Path, reasons: list[str]) -> Image | None:
+    """Header of one image; None for anything else, and for a damaged one, which goes to `reasons`."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
         with file.open("rb") as stream:
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS))
-            # the stream stands where the pixels begin; a plain attribute, not a DICOM element
-            dataset.bytes_left = file.stat().st_size - stream.tell()
-    except (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError):
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[*TAGS])
+            left = file.stat().st_size - stream.tell()  # the stream stands where the pixels begin
+        values: Image = {tag: _text(value) for tag in _TEXT if (value := dataset.get(tag)) is not None}
+        values |= {tag: float(value) for tag in _NUMBER if (value := dataset.get(tag)) not in (None, "")}
+        values |= {tag: [float(x) for x in value] for tag in _NUMBERS if (value := dataset.get(tag)) is not None}
+        kinds = dataset.get("ImageType") or ()
+        syntax = dataset.file_meta.get("TransferSyntaxUID")
+    except InvalidDicomError:
         return None
-    return dataset if "Rows" in dataset else None
+    except Exception:  # a damaged file makes the library raise almost anything
+        reasons.append("damaged_slices")
+        return None
+    if not {"Rows", "Columns"} <= values.keys():
+        return None
+    values = {tag: value for tag, value in values.items() if value not in (None, [])}
+    return values | {
+        "file": file.name,
+        "syntax": str(syntax) if syntax else None,
+        "bytes_left": left,
+        "is_localizer": "LOCALIZER" in kinds,
+    }
 
 
-def _choose(found: list[tuple[Path, Any]], reasons: list[str]) -> list[tuple[Path, Any]]:
+def _text(value: Any) -> str | None:
+    text = "\\".join(str(v) for v in value) if hasattr(value, "append") else str(value)
+    return text.replace("\0", "").strip() or None
+
+
+def _choose(found: list[Image], reasons: list[str]) -> list[Image]:
     """The images that make the series, each once; why others were left out goes to `reasons`."""
-    ct = [(f, d) for f, d in found if (_text(d, "Modality") or "CT") == "CT"]
-    single = [(f, d) for f, d in ct if (_integer(d, "NumberOfFrames") or 1) == 1]
+    ct = [i for i in found if i.get("Modality", "CT") == "CT"]
+    single = [i for i in ct if i.get("NumberOfFrames", 1) <= 1]
     if not single:
         reasons.append("multi_frame" if ct else "not_ct")
         return ct or found
-    images = [(f, d) for f, d in single if "LOCALIZER" not in (d.get("ImageType") or ())]
+    images = [i for i in single if not i["is_localizer"]]
     if not images:
         reasons.append("localizer")
         images = single
-    images = _largest(images, lambda d: _text(d, "SeriesInstanceUID") or "", "several_series", reasons)
+    images = _largest(images, lambda i: i.get("SeriesInstanceUID", ""), "several_series", reasons)
     images = _largest(images, _shape_key, "mixed_geometry", reasons)
-    once = {_text(d, "SOPInstanceUID") or f.name: (f, d) for f, d in reversed(images)}
+    once = {i.get("SOPInstanceUID", i["file"]): i for i in reversed(images)}
     if len(once) < len(images):
         reasons.append("duplicate_slices")
     return list(reversed(once.values()))
 
 
-def _largest(images: list[tuple[Path, Any]], key: Any, reason: str, reasons: list[str]) -> list[tuple[Path, Any]]:
-    counts = Counter(key(d) for _, d in images)
+def _largest(images: list[Image], key: Callable[[Image], Any], reason: str, reasons: list[str]) -> list[Image]:
+    counts = Counter(key(i) for i in images)
     if len(counts) > 1:
         reasons.append(reason)
     best = min(counts, key=lambda value: (-counts[value], value))
-    return [(f, d) for f, d in images if key(d) == best]
+    return [i for i in images if key(i) == best]
 
 
-def _shape_key(dataset: Any) -> tuple[Any, ...]:
-    orientation = dataset.get("ImageOrientationPatient") or ()
-    return (
-        _integer(dataset, "Rows") or 0,
-        _integer(dataset, "Columns") or 0,
-        tuple(round(float(x), 3) + 0.0 for x in orientation),
-    )
+def _shape_key(image: Image) -> tuple[Any, ...]:
+    orientation = image.get("ImageOrientationPatient", ())
+    return int(image["Rows"]), int(image["Columns"]), tuple(round(x, 3) + 0.0 for x in orientation)
 
 
-def _geometry(datasets: list[Any], reasons: list[str]) -> dict[str, Any]:
+def _geometry(images: list[Image], reasons: list[str]) -> dict[str, Any]:
     """Slices, spacing and plane, from positions rather than from the slice thickness."""
-    first = datasets[0]
-    pixel = [float(x) for x in first.get("PixelSpacing") or ()]
-    orientation = np.array([float(x) for x in first.get("ImageOrientationPatient") or ()])
-    positions = [d.get("ImagePositionPatient") or () for d in datasets]
-    if len(pixel) != 2 or min(pixel) <= 0:
+    pixel = images[0].get("PixelSpacing", [])
+    orientation = np.array(images[0].get("ImageOrientationPatient", ()))
+    positions = [i.get("ImagePositionPatient", ()) for i in images]
+    if len(pixel) != 2 or not all(1e-3 < x < MOST_SPACING_MM for x in pixel):
         reasons.append("no_spacing")
         pixel = []
-    if len(orientation) != 6 or any(len(p) != 3 for p in positions):
+    if len(orientation) != 6 or any(len(p) != 3 for p in positions) or not np.isfinite(positions).all():
         if not {"multi_frame", "not_ct"} & set(reasons):
             reasons.append("no_position")
-        return {"slices": len(datasets)}
+        return {"slices": len(images)}
     normal = np.cross(orientation[:3], orientation[3:])
-    points = np.array([[float(x) for x in p] for p in positions])
+    points = np.array(positions)
     order = np.argsort(points @ normal, kind="stable")
     gaps = np.diff(points[order] @ normal)
     distinct = np.concatenate([[True], gaps > 0.01])
@@ -196,97 +196,78 @@ def _geometry(datasets: list[Any], reasons: list[str]) -> dict[str, Any]:
     return {"slices": slices, "spacing_mm": spacing, "orientation": plane}
 
 
-def _content_reasons(datasets: list[Any], reasons: list[str]) -> None:
-    if len({_text(d, "PatientID") for d in datasets}) > 1:
+def _content_reasons(images: list[Image], reasons: list[str]) -> None:
+    if len({i.get("PatientID") for i in images}) > 1:
         reasons.append("mixed_persons")
-    if any("RescaleSlope" not in d and "RescaleIntercept" not in d for d in datasets):
-        unsigned = all(_integer(d, "PixelRepresentation") == 0 for d in datasets)
+    if any(not {"RescaleSlope", "RescaleIntercept"} & i.keys() for i in images):
+        unsigned = all(i.get("PixelRepresentation") == 0 for i in images)
         reasons.append("not_hounsfield" if unsigned else "no_rescale")
-    photometric = {_text(d, "PhotometricInterpretation") for d in datasets}
-    if "MONOCHROME1" in photometric:
+    if any(i.get("PhotometricInterpretation") == "MONOCHROME1" for i in images):
         reasons.append("monochrome1")
-    if any((_integer(d, "SamplesPerPixel") or 1) > 1 for d in datasets):
+    if any(i.get("SamplesPerPixel", 1) > 1 for i in images):
         reasons.append("colour")
-    if not all(_can_decode(uid) for uid in {_syntax(d) for d in datasets}):
+    if not all(_can_decode(syntax) for syntax in {i["syntax"] for i in images}):
         reasons.append("no_decoder")
-    if any(_is_truncated(d) for d in datasets):
+    if any(_is_truncated(i) for i in images):
         reasons.append("truncated")
 
 
-def _syntax(dataset: Any) -> str | None:
-    uid = getattr(dataset.file_meta, "TransferSyntaxUID", None)
-    return str(uid) if uid else None
+def _hu_state(image: Image, reasons: list[str]) -> str:
+    if {"not_hounsfield", "not_ct"} & set(reasons):
+        return "not_hu"
+    rescaled = {"RescaleSlope", "RescaleIntercept"} & image.keys()
+    return "hu" if rescaled and image.get("RescaleType") in (None, "HU", "US") else "unknown"
 
 
-def _can_decode(uid: str | None) -> bool:
+def _can_decode(syntax: str | None) -> bool:
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
-    if uid is None:
+    if syntax is None:
         return False
     try:
-        return not UID(uid).is_encapsulated or bool(get_decoder(UID(uid)).is_available)
+        return not UID(syntax).is_encapsulated or bool(get_decoder(UID(syntax)).is_available)
     except (NotImplementedError, ValueError):
         return False
 
 
-def _is_truncated(dataset: Any) -> bool:
+def _is_truncated(image: Image) -> bool:
     """Whether the file of an uncompressed image ends before its pixels do."""
     from pydicom.uid import UID
 
-    uid = _syntax(dataset)
-    if uid is None or UID(uid).is_compressed:
+    syntax = UID(image["syntax"] or "")
+    if not syntax.is_transfer_syntax or syntax.is_compressed:
         return False
-    pixels = (_integer(dataset, "Rows") or 0) * (_integer(dataset, "Columns") or 0)
-    start = 8 if UID(uid).is_implicit_VR else 12  # tag, type and length stand before the pixels
-    return int(dataset.bytes_left) - start < pixels * (_integer(dataset, "BitsAllocated") or 8) // 8
+    start = 8 if syntax.is_implicit_VR else 12  # tag, type and length stand before the pixels
+    needed = image["Rows"] * image["Columns"] * image.get("BitsAllocated", 8) // 8
+    return bool(image["bytes_left"] - start < needed)
 
 
-def acquisition_time(datasets: Iterable[Any]) -> Acquired | None:
+def acquisition_time(images: Iterable[Image]) -> Acquired | None:
     """The earliest time of a series by the best attribute that any of its slices has."""
-    listed = list(datasets)
+    listed = list(images)
     for date_tag, time_tag in LADDER:
-        found = [t for d in listed if (t := _moment(d, date_tag, time_tag))]
+        found = [t for i in listed if (t := _moment(i, date_tag, time_tag))]
         if found:
             return min(found, key=lambda t: t.at)
     return None
 
 
-def _moment(dataset: Any, date_tag: str, time_tag: str | None) -> Acquired | None:
-    date = _text(dataset, date_tag)
+def _moment(image: Image, date_tag: str, time_tag: str | None) -> Acquired | None:
+    date = image.get(date_tag)
     if date is None:
         return None
-    time = (_text(dataset, time_tag) or "").partition(".")[0].replace(":", "") if time_tag else ""
+    time = image.get(time_tag, "").partition(".")[0].replace(":", "") if time_tag else ""
     return parse_moment(date + time, date_tag) or parse_moment(date, date_tag)
 
 
-def _text(dataset: Any, tag: str) -> str | None:
-    value = dataset.get(tag)
-    if value is None:
-        return None
-    text = "\\".join(str(v) for v in value) if hasattr(value, "append") else str(value)
-    return text.replace("\0", "").strip() or None
-
-
-def _integer(dataset: Any, tag: str) -> int | None:
-    number = _number(dataset, tag)
-    return None if number is None else int(number)
-
-
-def _number(dataset: Any, tag: str) -> float | None:
-    try:
-        return float(dataset.get(tag))
-    except (TypeError, ValueError):
-        return None
-
-
-def _details(dataset: Any) -> dict[str, Any]:
+def _details(image: Image) -> dict[str, Any]:
     facts = {
-        "body_part": _text(dataset, "BodyPartExamined"),
-        "manufacturer": _text(dataset, "Manufacturer"),
-        "model": _text(dataset, "ManufacturerModelName"),
-        "kvp": _number(dataset, "KVP"),
-        "tilt_degrees": _number(dataset, "GantryDetectorTilt"),
-        "transfer_syntax": _syntax(dataset),
+        "body_part": image.get("BodyPartExamined"),
+        "manufacturer": image.get("Manufacturer"),
+        "model": image.get("ManufacturerModelName"),
+        "kvp": image.get("KVP"),
+        "tilt_degrees": image.get("GantryDetectorTilt"),
+        "transfer_syntax": image["syntax"],
     }
     return {key: value for key, value in facts.items() if value is not None}

@@ -20,6 +20,7 @@ REASONS: Mapping[str, str] = {
     "not_hounsfield": "unusable",
     "truncated": "unusable",
     "no_decoder": "unusable",
+    "damaged_slices": "suspect",
     "several_series": "suspect",
     "mixed_geometry": "suspect",
     "mixed_persons": "suspect",
@@ -38,6 +39,10 @@ REASONS: Mapping[str, str] = {
 
 MIN_SLICES = 5
 """Fewer are too few to be a volume of the chest."""
+
+
+MOST_SPACING_MM = 100.0
+"""A larger spacing is a damaged header."""
 
 
 class Unreadable(Exception):

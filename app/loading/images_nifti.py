@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app.loading.images_header import MIN_SLICES, Acquired, Header, Unreadable, parse_moment
+from app.loading.images_header import MIN_SLICES, MOST_SPACING_MM, Acquired, Header, Unreadable, parse_moment
 from app.loading.simulate_phantom import DESCRIPTION
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
@@ -31,7 +31,6 @@ def read_nifti(path: Path) -> Header:
         Unreadable: missing_file or unreadable_file.
     """
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
 
     if not path.is_file():
         raise Unreadable("missing_file")
@@ -40,17 +39,18 @@ def read_nifti(path: Path) -> Header:
         header, affine = image.header, np.array(image.affine, float)
         slope, inter, offset = image.dataobj.slope, image.dataobj.inter, int(image.dataobj.offset)
         shape = tuple(int(n) for n in image.shape)
+        unit = header.get_xyzt_units()[0]
         spaced = header["sform_code"] > 0 or _has_spacing(image)
-    except (OSError, EOFError, zlib.error, ImageFileError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged file makes the library raise almost anything
         raise Unreadable("unreadable_file") from error
     dtype = header.get_data_dtype()
     rescaled = (slope, inter) != (1, 0)
     simulated = DESCRIPTION.encode() in header["descrip"].tobytes() if "descrip" in header else False
-    spacing, directions = _geometry(affine, header)
+    spacing, directions = _geometry(affine, unit)
     reasons = _shape_reasons(shape, spacing if spaced else np.zeros(3), dtype)
     not_hu = dtype.kind == "u" and not rescaled
     reasons += ["not_hounsfield"] if not_hu or (dtype.itemsize == 1 and not rescaled) else []
-    reasons += _orientation_reasons(header, directions)
+    reasons += _orientation_reasons(header, unit, directions)
     reasons += ["truncated"] if _is_truncated(path, offset + math.prod(shape) * dtype.itemsize) else []
     state = "not_hu" if "not_hounsfield" in reasons else "rescaled" if rescaled else "hu" if simulated else "unknown"
     grid = shape[:3] if len(shape) >= 3 else (None, None, None)
@@ -79,9 +79,9 @@ def _has_spacing(image: Any) -> bool:
     return bool((stored["pixdim"][1:4] != 0).all())
 
 
-def _geometry(affine: Any, header: Any) -> tuple[Any, Any]:
+def _geometry(affine: Any, unit: str) -> tuple[Any, Any]:
     """Spacing (3,) in mm and unit directions (3, 3)."""
-    scale = {"meter": 1000.0, "micron": 0.001}.get(header.get_xyzt_units()[0], 1.0)
+    scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
     with np.errstate(all="ignore"):
         return spacing * scale, affine[:3, :3] / spacing
@@ -93,16 +93,15 @@ def _shape_reasons(shape: tuple[int, ...], spacing: Any, dtype: Any) -> list[str
         reasons.append("not_three_dimensional")
     elif min(shape[:3]) < MIN_SLICES:
         reasons.append("too_few_slices")
-    if not (np.isfinite(spacing).all() and (spacing > 1e-3).all()):
+    if not ((spacing > 1e-3) & (spacing < MOST_SPACING_MM)).all():
         reasons.append("no_spacing")
     if dtype.kind not in "iuf":
         reasons.append("colour")
     return reasons
 
 
-def _orientation_reasons(header: Any, directions: Any) -> list[str]:
+def _orientation_reasons(header: Any, unit: str, directions: Any) -> list[str]:
     reasons = []
-    unit = header.get_xyzt_units()[0]
     if unit in ("meter", "micron"):
         reasons.append("not_millimetres")
     sform, qform = int(header["sform_code"]), int(header["qform_code"])

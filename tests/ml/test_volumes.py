@@ -321,9 +321,9 @@ def missing(folder: Path) -> Path:
     ("make", "says"),
     [
         (four_dimensional, "three dimensions"),
-        (truncated_gzip, "readable NIfTI"),
-        (truncated, "readable NIfTI"),
-        (no_image, "readable NIfTI"),
+        (truncated_gzip, "readable nifti"),
+        (truncated, "readable nifti"),
+        (no_image, "readable nifti"),
         (eight_bit, "8-bit"),
         (constant, "in every voxel"),
         (not_rescaled, "Hounsfield units"),

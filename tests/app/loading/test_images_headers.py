@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from pydicom.dataset import FileDataset
 from pydicom.uid import JPEGLosslessSV1
 
+from app.loading.images import read_header
 from app.loading.images_dicom import read_dicom
 from app.loading.images_header import REASONS, Header, Unreadable, parse_moment
 from app.loading.images_nifti import read_nifti
@@ -103,6 +105,14 @@ def last_gap_doubled(k: int, ds: FileDataset) -> None:
         ds.ImagePositionPatient = [x, y, z + 3]
 
 
+def damaged(k: int, ds: FileDataset) -> None:
+    if k == 11:
+        path = Path(ds.filename) / "damaged.dcm"
+        ds.SOPInstanceUID = "1.2.3.5"
+        pydicom.dcmwrite(path, ds)
+        path.write_bytes(path.read_bytes().replace(b"33.0", b"CAN."))
+
+
 CASES: list[tuple[str, Edit, str, set[str]]] = [
     ("plain", lambda k, ds: None, "ok", set()),
     ("reversed numbers", lambda k, ds: setattr(ds, "InstanceNumber", 50 - k), "ok", set()),
@@ -111,6 +121,7 @@ CASES: list[tuple[str, Edit, str, set[str]]] = [
     ("last gap doubled", last_gap_doubled, "suspect", {"uneven_spacing"}),
     ("copy", copy_of("zz", None), "suspect", {"duplicate_slices"}),
     ("same position", copy_of("zz", "1.2.3.4"), "suspect", {"duplicate_positions"}),
+    ("damaged", damaged, "suspect", {"damaged_slices"}),
     ("two series", other_series, "suspect", {"several_series"}),
     ("other size", smaller_slice, "suspect", {"mixed_geometry"}),
     ("tilt", tilted, "suspect", {"tilted_gantry"}),
@@ -159,6 +170,33 @@ def agrees(header: Header, path: Path) -> None:
     elif set(header.reasons) - {"too_few_slices", "localizer"}:
         with pytest.raises(ValueError, match="Expected"):
             read_volume(path, header.format, RECIPE)
+
+
+def test_damaged_headers_are_refused_without_a_word_of_what_is_in_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Random damage to any byte of a header ends in a verdict or a refusal that quotes nothing."""
+    rng = random.Random(0)
+    series = write_dicom(tmp_path / "series", PatientID="CANARY", SeriesTime="CANARY")
+    slice_file, nifti = series / "004.dcm", write_nifti(tmp_path / "a.nii")
+    whole = {slice_file: slice_file.read_bytes(), nifti: nifti.read_bytes()}
+    outcomes = set()
+    for turn in range(150):
+        path = (slice_file, nifti)[turn % 2]
+        content = bytearray(whole[path])
+        for _ in range(rng.choice((1, 1, 4, 20))):
+            content[rng.randrange(min(348, len(content)) if path == nifti else 900)] = rng.randrange(256)
+        path.write_bytes(content)
+        found = read_header(series if path == slice_file else nifti)
+        outcomes.add(found if isinstance(found, str) else found.verdict)
+        try:
+            read_volume(series if path == slice_file else nifti, "dicom" if path == slice_file else "nifti", RECIPE)
+        except ValueError as error:
+            assert str(error).startswith("Expected")
+            assert "CANARY" not in str(error)
+        path.write_bytes(whole[path])
+    assert outcomes == {"ok", "suspect", "unusable", "unreadable_file"}
+    assert "CANARY" not in "".join(capfd.readouterr())
 
 
 def test_every_reason_is_one_of_those_listed() -> None:
