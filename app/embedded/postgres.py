@@ -31,7 +31,8 @@ max_connections = 200
 jit = off
 timezone = 'UTC'
 log_timezone = 'UTC'
-# Messages may quote rows of patients: the log keeps none of them.
+# Messages of failed statements may quote rows of patients: the log keeps none of them.
+log_min_messages = log
 log_error_verbosity = terse
 log_min_error_statement = panic
 log_parameter_max_length_on_error = 0
@@ -83,7 +84,7 @@ def initialise(place: Place, major: int) -> None:
     locale = ["--locale-provider=builtin", "--locale=C.UTF-8"] if major >= 17 else ["--no-locale"]
     command = [str(programs / "initdb"), "-D", str(new), "-U", OWNER, "-E", "UTF8", *locale]
     _run(place, [*command, "--auth-local=trust", "--auth-host=scram-sha-256"], "Postgres could not make its folder")
-    _append(place, new / "lachesis.conf", SETTINGS)
+    _append(place, new / "lachesis.conf", SETTINGS + _shared_memory())
     _append(place, new / "postgresql.conf", "\ninclude_if_exists = 'lachesis.conf'\n")
     new.rename(data)
 
@@ -138,6 +139,16 @@ def create_database(place: Place) -> None:
     with psycopg.connect(database_url(place, database="postgres"), autocommit=True, connect_timeout=10) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (OWNER,)).fetchone():
             connection.execute(f"CREATE DATABASE {OWNER}")
+
+
+def _shared_memory() -> str:
+    """Where parallel workers share memory: a container's /dev/shm of 64 MB is too small to build an index in."""
+    try:
+        shm = os.statvfs("/dev/shm")  # noqa: S108
+        roomy = shm.f_blocks * shm.f_frsize >= 1 << 30
+    except OSError:
+        roomy = False
+    return "" if roomy else "dynamic_shared_memory_type = mmap\n"
 
 
 def _options(place: Place) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine, text
 
@@ -50,6 +51,23 @@ def test_every_member_has_the_status_that_goes_first(engine: Engine, source: str
     found = rows(engine, f"SELECT * FROM {source} ORDER BY task, cohort_member_id")
     assert {task: [brief(row) for row in found if row["task"] == task] for task in EXPECTED} == EXPECTED
     assert len(found) == 28
+
+
+def test_the_long_form_and_the_training_side_read_the_same_labels(engine: Engine) -> None:
+    """One definition, two readers: SQL for people, arrays for training and evaluation."""
+    from ml.labelling import STATUSES, task_outcomes
+    from workers.bridge import find_label_set, read_labels
+
+    found = rows(engine, "SELECT * FROM label.tte_long ORDER BY task, cohort_member_id")
+    with engine.connect() as connection:
+        info = find_label_set(connection, "outcomes")
+        labels = read_labels(connection, info)
+    for position, task in enumerate(info.task_names):
+        outcomes = task_outcomes(labels, position)
+        shown = [row for row in found if row["task"] == task]
+        assert [STATUSES[status] for status in outcomes.status] == [row["status"] for row in shown]
+        days = [np.nan if row["time_days"] is None else row["time_days"] for row in shown]
+        np.testing.assert_allclose(outcomes.time_days, days)
 
 
 def test_event_is_one_zero_or_null_and_the_rest_has_a_reason(engine: Engine) -> None:
