@@ -1,0 +1,306 @@
+"""Decode the files of one table with DuckDB: everything is read as text, then parsed by rules of our own.
+
+Nothing is sniffed. A row's `rowid` in the decoded table is its place among the records that were read, because DuckDB
+keeps the order of insertion; with the records known to be broken it gives back the record number in the file.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InputError
+from app.loading.extract import NAMES, TableFile
+from app.loading.records import Scan, scan
+from app.loading.repair import repair
+from app.store.loads import FileRecord
+
+if TYPE_CHECKING:
+    import duckdb
+
+MEMORY_LIMIT = "2GB"
+
+MACROS = r"""
+CREATE MACRO blank(x) AS CASE WHEN x IN ('', '\N', 'NULL', 'null') THEN NULL ELSE x END;
+CREATE MACRO strict_int(x) AS
+    CASE WHEN CAST(TRY_CAST(x AS BIGINT) AS VARCHAR) = x THEN TRY_CAST(x AS BIGINT) END;
+CREATE MACRO loose_int(x) AS CASE
+    WHEN CAST(TRY_CAST(x AS BIGINT) AS VARCHAR) = x THEN TRY_CAST(x AS BIGINT)
+    WHEN regexp_full_match(x, '[+-]?[0-9]{1,19}([.]0*)?') THEN TRY_CAST(regexp_extract(x, '[+-]?[0-9]+') AS BIGINT) END;
+CREATE MACRO concept(x) AS CASE WHEN loose_int(x) BETWEEN 0 AND 2147483647 THEN CAST(loose_int(x) AS INTEGER) END;
+CREATE MACRO clock(x) AS regexp_extract(x,
+    '^([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]((?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:[.][0-9]{1,9})?)?)'
+    || ' ?(?:Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?$', ['day', 'time']);
+CREATE MACRO moment(x) AS CASE
+    WHEN length(x) = 19 AND CAST(TRY_CAST(x AS TIMESTAMP) AS VARCHAR) = x THEN TRY_CAST(x AS TIMESTAMP)
+    WHEN length(x) = 10 AND CAST(TRY_CAST(x AS DATE) AS VARCHAR) = x THEN CAST(TRY_CAST(x AS DATE) AS TIMESTAMP)
+    WHEN length(x) = 8 AND regexp_full_match(x, '[0-9]{8}') THEN try_strptime(x, '%Y%m%d')
+    WHEN clock(x).day <> '' THEN TRY_CAST(clock(x).day || ' ' || clock(x).time AS TIMESTAMP) END;
+CREATE MACRO in_range(t) AS t >= TIMESTAMP '1800-01-01' AND t < TIMESTAMP '2301-01-01';
+CREATE MACRO is_midnight(t) AS t = date_trunc('day', t);
+CREATE MACRO end_of_day(t) AS date_trunc('day', t) + INTERVAL 86399 SECOND;
+CREATE MACRO number(x) AS CASE WHEN isfinite(TRY_CAST(x AS FLOAT)) THEN TRY_CAST(x AS FLOAT) END;
+"""
+"""How text becomes values. Times lose their zone and keep their wall clock: naive local time, as OMOP has it."""
+
+
+@dataclass(slots=True)
+class ReadFile:
+    """A file as it was decoded."""
+
+    file: TableFile
+    record: FileRecord
+    broken: list[tuple[int, str]] = field(default_factory=list)
+    """(record number, rule) of records that are not in the decoded table, ascending."""
+    first_row: int = 0
+    """rowid of its first row in the decoded table."""
+    rows: int = 0
+
+    def record_number(self, row: int) -> int:
+        """Record number, from 1, of a row of the decoded table."""
+        number = row - self.first_row + 1
+        for broken, _ in self.broken:
+            if broken > number:
+                break
+            number += 1
+        return number
+
+
+@dataclass(slots=True)
+class Decoded:
+    """One table of the extract, decoded into the DuckDB table `name`."""
+
+    name: str
+    files: list[ReadFile]
+
+    @property
+    def num_read(self) -> int:
+        return sum(f.record.records for f in self.files)
+
+    def locate(self, row: int) -> tuple[str, int]:
+        """File name and record number of a rowid."""
+        starts = [f.first_row for f in self.files]
+        found = self.files[bisect_right(starts, row) - 1]
+        return found.file.name, found.record_number(row)
+
+
+def open_decoder(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A DuckDB of one's own, that spills into `folder` and knows the parsing rules."""
+    import duckdb
+
+    connection = duckdb.connect(":memory:")
+    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    spill = folder / "spill"
+    spill.mkdir(exist_ok=True)
+    connection.execute("SET temp_directory = $1", [str(spill)])
+    connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
+    connection.execute(MACROS)
+    return connection
+
+
+def query_batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Iterator[Any]:
+    """Arrow batches of a query, streamed; safe in a thread of its own."""
+    relation = connection.cursor().sql(query)
+    yield from relation.to_arrow_reader(rows)
+
+
+def examine(file: TableFile, check: Callable[[], None]) -> tuple[FileRecord, Scan | None]:
+    """Count a file's records without DuckDB: our own counter for text, the footer's own word for Parquet."""
+    if file.delimiter is not None:
+        found = scan(file.path, file.name, file.delimiter, check)
+        quoting = found.quoted and not (found.malformed and file.delimiter == "\t")
+        records = (found.records if quoting else found.lines) - 1
+        dialect = f"{NAMES.get(file.delimiter, file.delimiter)}{', quoted' if quoting else ''}"
+        return FileRecord(name=file.name, sha256=found.sha256, size=found.size, records=records, dialect=dialect), found
+    import hashlib
+
+    import pyarrow.parquet
+
+    with file.path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    records = pyarrow.parquet.read_metadata(file.path).num_rows
+    size = file.path.stat().st_size
+    return FileRecord(name=file.name, sha256=digest, size=size, records=records, dialect="parquet"), None
+
+
+def sql_text(value: str) -> str:
+    """A SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def sql_name(value: str) -> str:
+    """A quoted SQL identifier."""
+    return '"' + value.replace('"', '""') + '"'
+
+
+def csv_source(path: Path, width: int, delimiter: str, *, quoted: bool, line_end: str, zipped: bool) -> str:
+    """A reader of a text file in a dialect that is stated in full; columns are c0, c1, …, all text."""
+    columns = ", ".join(f"c{i}: 'VARCHAR'" for i in range(width))
+    mark = "'\"'" if quoted else "''"
+    end = line_end.replace("\r", "\\r").replace("\n", "\\n")
+    return (
+        f"read_csv({sql_text(str(path))}, auto_detect = false, header = true, delim = {sql_text(delimiter)}, "
+        f"quote = {mark}, escape = {mark}, new_line = '{end}', columns = {{{columns}}}, "
+        f"compression = '{'gzip' if zipped else 'none'}', encoding = 'utf-8')"
+    )
+
+
+def parquet_text(cell: str, kind: str) -> str:
+    """A Parquet column as the text a CSV file would hold."""
+    name = sql_name(cell)
+    if kind.startswith("timestamp") and "tz=" in kind:
+        zone = kind.split("tz=", 1)[1].rstrip("]")
+        return f"CAST(timezone({sql_text(zone)}, CAST({name} AS TIMESTAMPTZ)) AS VARCHAR)"
+    if kind.startswith("timestamp"):
+        return f"CAST(CAST({name} AS TIMESTAMP) AS VARCHAR)"
+    if kind in ("double", "float", "halffloat"):  # whole numbers that a float holds exactly are written as such
+        whole = f"{name} = trunc({name}) AND abs({name}) < 9007199254740992"
+        return f"CASE WHEN {whole} THEN CAST(CAST({name} AS BIGINT) AS VARCHAR) ELSE CAST({name} AS VARCHAR) END"
+    if kind.startswith("decimal"):
+        whole = f"{name} = trunc({name})"
+        return f"CASE WHEN {whole} THEN CAST(CAST({name} AS HUGEINT) AS VARCHAR) ELSE CAST({name} AS VARCHAR) END"
+    return f"CAST({name} AS VARCHAR)"
+
+
+class Decoder:
+    """Decodes files one after the other; symlinks keep paths with wildcard characters out of DuckDB's hands."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, folder: Path, check: Callable[[], None]) -> None:
+        self.connection, self.folder, self.check = connection, folder, check
+        self.count = 0
+
+    def _link(self, path: Path) -> Path:
+        self.count += 1
+        link = self.folder / f"in{self.count}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve())
+        return link
+
+    def table(self, name: str, files: Sequence[tuple[TableFile, FileRecord, Scan | None]], select: str) -> Decoded:
+        """Make the DuckDB table `name` from files of one table.
+
+        Args:
+            name: of the table in DuckDB.
+            files: with what `examine` found.
+            select: a SELECT list over the CDM's columns as text, blank ones null; columns a file lacks are null.
+
+        Raises:
+            InputError: DuckDB read another number of records than we counted.
+        """
+        decoded = Decoded(name, [])
+        for file, record, found in files:
+            self.check()
+            read = ReadFile(file, record, first_row=sum(f.rows for f in decoded.files))
+            self._read(name, read, found, select, first=not decoded.files)
+            decoded.files.append(read)
+        return decoded
+
+    def _read(self, name: str, read: ReadFile, found: Scan | None, select: str, *, first: bool) -> None:
+        import duckdb
+
+        if found is None:
+            source, texts = f"read_parquet({sql_text(str(self._link(read.file.path)))})", self._parquet(read.file)
+            read.rows = self._insert(name, source, texts, select, first=first)
+        else:
+            rows = None
+            texts = {c: f"c{i}" for i, c in enumerate(read.file.columns) if c is not None}
+            if found.plain or (read.file.delimiter == "\t" and found.malformed and not found.has_nul):
+                try:
+                    rows = self._insert(name, self._csv(read, found), texts, select, first=first)
+                except duckdb.Error:
+                    rows = None  # a record of another shape: read the file record by record
+            if rows != read.record.records:
+                if rows is not None:
+                    self._undo(name, read, first=first)
+                self._repair(name, read, found, texts, select, first=first)
+            else:
+                read.rows = rows
+        if read.rows + len(read.broken) != read.record.records:
+            raise InputError(
+                f"Expected {read.record.records} records in {read.file.name}, decoded "
+                f"{read.rows + len(read.broken)}; the file's quoting cannot be understood, export it again."
+            )
+
+    def _csv(self, read: ReadFile, found: Scan) -> str:
+        file = read.file
+        return csv_source(
+            self._link(file.path),
+            len(file.cells),
+            str(file.delimiter),
+            quoted="quoted" in read.record.dialect,
+            line_end=found.line_end,
+            zipped=file.path.suffix.lower() == ".gz",
+        )
+
+    @staticmethod
+    def _parquet(file: TableFile) -> dict[str, str]:
+        return {
+            column: parquet_text(cell, kind)
+            for column, cell, kind in zip(file.columns, file.cells, file.types, strict=True)
+            if column is not None
+        }
+
+    def _insert(self, name: str, source: str, texts: dict[str, str], select: str, *, first: bool) -> int:
+        from app.loading.cdm import COLUMNS
+
+        table = name.removeprefix("t_")
+        columns = ", ".join(
+            f"blank({texts[c]}) AS {c}" if c in texts else f"CAST(NULL AS VARCHAR) AS {c}"
+            for c in sorted(COLUMNS[table])
+        )
+        query = f"{select} FROM (SELECT {columns} FROM {source})"
+        if first:
+            self.connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
+            before = 0
+        else:
+            before = self._rows(name)
+            self.connection.execute(f"INSERT INTO {name} {query}")
+        return self._rows(name) - before
+
+    def _rows(self, name: str) -> int:
+        row = self.connection.execute(f"SELECT count(*) FROM {name}").fetchone()
+        return int(row[0]) if row else 0
+
+    def _undo(self, name: str, read: ReadFile, *, first: bool) -> None:
+        """Take back rows of a file that was misread; a fresh table keeps rowids gapless."""
+        if first:
+            self.connection.execute(f"DROP TABLE {name}")
+            return
+        self.connection.execute(
+            f"CREATE TABLE kept AS SELECT * FROM {name} WHERE rowid < {read.first_row} ORDER BY rowid; "
+            f"DROP TABLE {name}; ALTER TABLE kept RENAME TO {name}"
+        )
+
+    def _repair(
+        self, name: str, read: ReadFile, found: Scan, texts: dict[str, str], select: str, *, first: bool
+    ) -> None:
+        file = read.file
+        self.count += 1
+        into = self.folder / f"repaired{self.count}.csv"
+        quote = '"' if "quoted" in read.record.dialect else None
+        width = len(file.cells)
+        done = repair(
+            file.path,
+            file.name,
+            into,
+            delimiter=str(file.delimiter),
+            quote=quote,
+            width=width,
+            check=self.check,
+        )
+        read.broken = done.broken
+        if found.malformed or found.line_end == "mixed":
+            # our counter and our reader see different records where quotes or line ends are broken: the reader counts
+            read.record = FileRecord(
+                name=read.record.name,
+                sha256=read.record.sha256,
+                size=read.record.size,
+                records=done.records,
+                dialect=read.record.dialect,
+            )
+        source = csv_source(into, width, ",", quoted=True, line_end="\n", zipped=False)
+        read.rows = self._insert(name, source, texts, select, first=first)
+        into.unlink()

@@ -1,0 +1,361 @@
+"""Stage `load omop`: a folder of OMOP CDM files becomes events, timelines and vocabulary, all or nothing.
+
+find → count → decode → judge → gate → publish. Everything up to `publish` touches no row of the store; a delivery that
+is stopped leaves its rejects in `ops.reject`, readable by its job, and nothing else.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InputError
+from app.loading import context
+from app.loading.cdm import EVENTS, VOCABULARY
+from app.loading.decode import Decoder, examine, open_decoder
+from app.loading.extract import Extract, TableFile, read_extract
+from app.loading.parse import Plan, event_plan, period_plan, person_plan, source_plan, vocabulary_plan
+from app.loading.publish import Delivery, publish
+from app.loading.validate import Judged, flag, judge, make_life, one
+from app.store.loads import (
+    FileRecord,
+    Published,
+    content_digest,
+    describe_source,
+    find_source,
+    lock_publishing,
+    open_source,
+    published_loads,
+    record_rejects,
+)
+from app.store.work import Work
+
+if TYPE_CHECKING:
+    import duckdb
+    from sqlalchemy import Connection
+
+    from app.loading.records import Scan
+
+SHRINK = 0.05
+"""A snapshot that removes a larger share of a table's rows, or of persons, stops."""
+
+Examined = dict[str, list[tuple[TableFile, FileRecord, "Scan | None"]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What `lachesis load omop` was asked for."""
+
+    path: Path
+    source: str
+    mode: str = "snapshot"
+    max_rejects: float = 0.05
+    allow_shrink: bool = False
+    data_cut: dt.date | None = None
+    midnight_is_time: bool = False
+    delimiter: str | None = None
+
+    @classmethod
+    def of(cls, args: Mapping[str, Any]) -> Options:
+        """From a job's arguments; absent ones have the command line's defaults."""
+        cut = args.get("data_cut")
+        return cls(
+            path=Path(args["path"]),
+            source=str(args.get("source") or "omop"),
+            mode=str(args.get("mode") or "snapshot"),
+            max_rejects=float(args.get("max_rejects", 0.05)),
+            allow_shrink=bool(args.get("allow_shrink")),
+            data_cut=dt.date.fromisoformat(cut) if cut else None,
+            midnight_is_time=bool(args.get("midnight_is_time")),
+            delimiter=args.get("delimiter"),
+        )
+
+
+class Stopped(InputError):
+    """A gate or a guard stops a delivery; its rejects are to be kept."""
+
+
+def load(work: Work) -> dict[str, Any]:
+    """Load a folder of OMOP CDM files (see docs for formats, rules and flags).
+
+    Returns:
+        source, unchanged, persons, events, tables (one row each: read, loaded, rejected, …), stayed, ignored, data_cut.
+
+    Raises:
+        InputError: the folder cannot be used, a gate or guard stops it, or its ids are another source's.
+    """
+    options = Options.of(work.args)
+    if options.mode != "snapshot":
+        raise InputError(f"Expected the mode snapshot, got {options.mode!r}; load whole extracts.")
+    extract = read_extract(options.path, options.delimiter)
+    examined = _examine(extract, work.check)
+    digests = _digests(examined, options)
+    with work.connect() as connection:
+        shown = published_loads(connection, find_source(connection, options.source))
+        known = context.read(connection, shown, set(examined))
+    if _is_shown(digests, shown):
+        return _unchanged(work, options, shown, extract)
+    folder = work.folder / "load"
+    folder.mkdir(exist_ok=True)
+    decoder = open_decoder(folder)
+    try:
+        judged = _judge(work, decoder, examined, options, folder, known)
+        return _publish(work, decoder, judged, digests, options, extract)
+    finally:
+        decoder.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _examine(extract: Extract, check: Callable[[], None]) -> Examined:
+    """Count and digest every file, two at a time: hashing and counting leave the interpreter's lock."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    files = [file for listed in extract.files.values() for file in listed]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda file: examine(file, check), sorted(files, key=lambda f: -f.path.stat().st_size)))
+    by_name = {record.name: (record, scan) for record, scan in found}
+    return {table: [(file, *by_name[file.name]) for file in listed] for table, listed in extract.files.items()}
+
+
+def _digests(examined: Examined, options: Options) -> dict[str, bytes]:
+    how = f"midnight_is_time={options.midnight_is_time} delimiter={options.delimiter!r}"
+    return {table: content_digest((record for _, record, _ in files), how) for table, files in examined.items()}
+
+
+def _is_shown(digests: Mapping[str, bytes], shown: Mapping[str, Published]) -> bool:
+    """True where what the source shows now is these very files."""
+    return all(table in shown and shown[table].content_sha256 == digest for table, digest in digests.items())
+
+
+def _plan(table: str, options: Options) -> Plan:
+    if table in EVENTS:
+        return event_plan(EVENTS[table], midnight_is_time=options.midnight_is_time)
+    if table in VOCABULARY:
+        return vocabulary_plan(VOCABULARY[table])
+    return {"person": person_plan, "observation_period": period_plan, "cdm_source": source_plan}[table]()
+
+
+def _judge(
+    work: Work,
+    connection: duckdb.DuckDBPyConnection,
+    examined: Examined,
+    options: Options,
+    folder: Path,
+    known: context.Known,
+) -> dict[str, Judged]:
+    """Decode and judge all tables, persons first; count flags; stop at the gate."""
+    decoder = Decoder(connection, folder, work.check)
+    total = sum(record.records for files in examined.values() for _, record, _ in files)
+    done = 0
+    judged: dict[str, Judged] = {}
+    for table in sorted(examined, key=lambda name: (name != "person", name not in VOCABULARY, name)):
+        work.progress(done, total, "rows", f"reading {table}")
+        plan = _plan(table, options)
+        decoded = decoder.table(f"t_{table}", examined[table], plan.select)
+        of_persons = table in EVENTS or table == "observation_period"
+        judged[table] = judge(connection, table, decoded, plan, persons=of_persons)
+        done += decoded.num_read
+    work.progress(done, total, "rows", "checking")
+    if judged["person"].num_loaded == 0:
+        _stop(work, connection, judged, "Expected at least one usable row in PERSON, found none; see the rejects.")
+    context.fill(connection, known, judged)
+    periods = "observation_period" in judged or bool(known.periods)
+    make_life(connection, periods=periods, deaths="death" in judged or bool(known.deaths))
+    for table, one_judged in judged.items():
+        if table in EVENTS:
+            work.check()
+            flag(connection, one_judged, periods=periods)
+    _gate(work, connection, judged, options)
+    return judged
+
+
+def _gate(work: Work, connection: duckdb.DuckDBPyConnection, judged: dict[str, Judged], options: Options) -> None:
+    for table, found in judged.items():
+        if table in EVENTS and found.num_gated > options.max_rejects * found.num_read:
+            rules = ", ".join(f"{rule} {count:,}" for rule, count in found.rejects_by_rule.items())
+            _stop(
+                work,
+                connection,
+                judged,
+                f"Expected at most {options.max_rejects:.1%} of {table} to be rejected, found {found.num_gated:,} of "
+                f"{found.num_read:,} rows ({rules}); see `lachesis show rejects {work.job_id}` or raise --max-rejects.",
+            )
+
+
+def _stop(work: Work, connection: duckdb.DuckDBPyConnection, judged: Mapping[str, Judged], message: str) -> None:
+    """Keep the rejects under the job alone, then refuse."""
+    with work.transaction() as store:
+        for found in judged.values():
+            if found.rejects_by_rule:
+                record_rejects(store, None, work.job_id, found.rejects(connection))
+    raise InputError(message)
+
+
+def _publish(
+    work: Work,
+    decoder: duckdb.DuckDBPyConnection,
+    judged: dict[str, Judged],
+    digests: dict[str, bytes],
+    options: Options,
+    extract: Extract,
+) -> dict[str, Any]:
+    total = sum(found.num_loaded for found in judged.values())
+    total += judged["visit_occurrence"].num_loaded if "visit_occurrence" in judged else 0
+    written = 0
+
+    def report(rows: int, what: str) -> None:
+        nonlocal written
+        written += rows
+        work.progress(written, total, "rows", f"writing {what}")
+
+    try:
+        with work.transaction() as connection:
+            lock_publishing(connection, work.check)
+            source_id = open_source(connection, options.source)
+            shown = published_loads(connection, source_id)
+            if _is_shown(digests, shown):  # another job was faster
+                return _unchanged_result(options, shown, extract, None)
+            context.refuse_collisions(connection, decoder, source_id, judged)
+            if not options.allow_shrink:
+                _guard(connection, decoder, judged, shown)
+            stayed = context.read_stayed(connection, decoder, shown, set(judged))
+            delivery = Delivery(
+                source_id=source_id,
+                job_id=work.job_id,
+                mode=options.mode,
+                judged=judged,
+                digests=digests,
+                published=shown,
+                stayed=stayed,
+            )
+            publish(connection, decoder, delivery, report)
+            cut = _describe(connection, decoder, source_id, judged, options)
+    except Stopped as stopped:
+        _stop(work, decoder, judged, str(stopped))
+    return _result(delivery, options, extract, cut)
+
+
+def _guard(
+    connection: Connection, decoder: duckdb.DuckDBPyConnection, judged: dict[str, Judged], shown: dict[str, Published]
+) -> None:
+    """Stop a snapshot that would remove much of what its source shows."""
+    shrunk = [
+        f"{table} {shown[table].num_loaded:,} → {found.num_loaded:,}"
+        for table, found in judged.items()
+        if table in shown
+        and table not in VOCABULARY
+        and shown[table].num_loaded - found.num_loaded > SHRINK * shown[table].num_loaded
+    ]
+    if "person" in shown and not any(text.startswith("person ") for text in shrunk):
+        gone, before = context.persons_gone(connection, decoder, shown["person"].load_id)
+        if gone > SHRINK * before:
+            shrunk.insert(0, f"person: {gone:,} of {before:,} would vanish")
+    if shrunk:
+        raise Stopped(
+            f"Expected a snapshot to remove at most {SHRINK:.0%} of a table's rows or of persons, found "
+            f"{'; '.join(shrunk)}; load the whole extract, or say --allow-shrink."
+        )
+
+
+def _describe(
+    connection: Connection,
+    decoder: duckdb.DuckDBPyConnection,
+    source_id: int,
+    judged: Mapping[str, Judged],
+    options: Options,
+) -> dt.date | None:
+    """Keep what the extract says of itself; its last day, where known."""
+    before = context.source_row(connection, source_id)
+    cut, cut_source, simulated = before.data_cut, before.data_cut_source, before.simulated
+    details: dict[str, Any] = {}
+    if "cdm_source" in judged and judged["cdm_source"].num_loaded:
+        names = ("cdm_source_name", "cdm_holder", "cdm_version", "vocabulary_version", "source_release_date")
+        row = one(decoder, f"SELECT {', '.join(names)} FROM t_cdm_source ORDER BY rowid LIMIT 1")
+        details["cdm_source"] = {
+            name: value.isoformat() if isinstance(value, dt.date) else value
+            for name, value in zip(names, row, strict=True)
+        }
+        (simulated,) = one(decoder, "SELECT bool_or(contains(lower(cdm_source_name), 'simulated')) FROM t_cdm_source")
+        if row[4] is not None:
+            cut, cut_source = row[4], "cdm_source"
+    if options.data_cut is not None:
+        cut, cut_source = options.data_cut, "option"
+    describe_source(
+        connection, source_id, data_cut=cut, data_cut_source=cut_source, simulated=bool(simulated), details=details
+    )
+    return cut
+
+
+def _unchanged(work: Work, options: Options, shown: Mapping[str, Published], extract: Extract) -> dict[str, Any]:
+    """Nothing to do, but that another last day of the data may have been given."""
+    with work.connect() as connection:
+        source_id = find_source(connection, options.source) or 0
+        row = context.source_row(connection, source_id)
+    cut = row.data_cut
+    if options.data_cut is not None and options.data_cut != cut:
+        cut = options.data_cut
+        with work.transaction() as connection:
+            describe_source(
+                connection, source_id, data_cut=cut, data_cut_source="option", simulated=row.simulated, details={}
+            )
+    return _unchanged_result(options, shown, extract, cut)
+
+
+def _unchanged_result(
+    options: Options, shown: Mapping[str, Published], extract: Extract, cut: dt.date | None
+) -> dict[str, Any]:
+    tables = [{"table": table, "loaded": found.num_loaded} for table, found in shown.items() if table in extract.files]
+    return {
+        "source": options.source,
+        "unchanged": True,
+        "persons": shown["person"].num_loaded,
+        "events": sum(found.num_loaded for table, found in shown.items() if table in EVENTS),
+        "tables": tables,
+        "data_cut": cut.isoformat() if cut else None,
+        "summary": f"unchanged: these files are what source {options.source} shows",
+    }
+
+
+def _result(delivery: Delivery, options: Options, extract: Extract, cut: dt.date | None) -> dict[str, Any]:
+    judged = delivery.judged
+    events = sum(found.num_loaded for table, found in judged.items() if table in EVENTS)
+    rejected = sum(found.num_read - found.num_loaded for found in judged.values())
+    stayed = sorted(
+        table for table, found in delivery.published.items() if table not in judged and found.kind == "omop"
+    )
+    return {
+        "source": options.source,
+        "unchanged": False,
+        "persons": judged["person"].num_loaded,
+        "events": events,
+        "rejected": rejected,
+        "data_cut": cut.isoformat() if cut else None,
+        "summary": _summary(judged["person"].num_loaded, events, rejected, stayed),
+        "tables": [*_table_rows(delivery)],
+        "stayed": stayed,
+        "ignored": extract.ignored,
+    }
+
+
+def _table_rows(delivery: Delivery) -> Iterator[dict[str, Any]]:
+    for table, found in delivery.judged.items():
+        yield {
+            "table": table,
+            "load_id": delivery.load_ids[table],
+            "read": found.num_read,
+            "loaded": found.num_loaded,
+            "rejected": found.num_read - found.num_loaded,
+            "rejects_by_rule": found.rejects_by_rule,
+            "flags_by_rule": found.flags_by_rule,
+        }
+
+
+def _summary(persons: int, events: int, rejected: int, stayed: list[str]) -> str:
+    parts = [f"{persons:,} persons, {events:,} events, {rejected:,} rows rejected"]
+    if stayed:
+        parts.append(f"not in this folder and left as they were: {', '.join(stayed)}")
+    return "; ".join(parts)

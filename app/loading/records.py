@@ -1,0 +1,217 @@
+"""Count the records of a text file without the decoder's help, and say what is unusual about its bytes.
+
+One pass over the bytes in blocks, vectorised: sha256 of the file as it lies there, UTF-8, NUL, line ends, and records
+by RFC 4180 (a line end inside quotes ends no record; a blank line is no record).
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from app.errors import InputError
+
+BLOCK = 4 << 20
+QUOTE, LF, CR, NUL = 34, 10, 13, 0
+_GZIP = 31
+"""zlib's window bits for a gzip member."""
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """What one pass over a text file found."""
+
+    sha256: str
+    size: int
+    records: int
+    """Header included; right only where `quoted` and not `malformed`, or where no quote stands in the file."""
+    quoted: bool
+    """A quote stands somewhere."""
+    malformed: bool
+    """A quote stands where RFC 4180 allows none, or the last one never closes."""
+    lines: int
+    """Lines that are not blank, whatever quotes say."""
+    has_nul: bool
+    line_end: str
+    r"""`\n`, `\r\n`, or `mixed` (a lone carriage return counts as mixed)."""
+    bom: bool
+
+    @property
+    def plain(self) -> bool:
+        """True where a decoder with a fixed dialect has nothing to stumble over."""
+        return not (self.malformed or self.has_nul or self.line_end == "mixed")
+
+
+def blocks(path: Path, name: str, digest: Callable[[bytes], object] | None = None) -> Iterator[bytes]:
+    """The decompressed bytes of a file, block by block; `digest` sees the bytes as they lie there.
+
+    Raises:
+        InputError: a gzip file is truncated or damaged.
+    """
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".gz":
+            while block := file.read(BLOCK):
+                if digest:
+                    digest(block)
+                yield block
+            return
+        yield from _gunzip(file, name, digest)
+
+
+def _gunzip(file: IO[bytes], name: str, digest: Callable[[bytes], object] | None) -> Iterator[bytes]:
+    damaged = f"Expected a whole gzip file in {name}, found one that is truncated or damaged; copy it again."
+    member, fresh = zlib.decompressobj(_GZIP), True
+    while raw := file.read(BLOCK):
+        if digest:
+            digest(raw)
+        while raw:
+            try:
+                out = member.decompress(raw, BLOCK)
+            except zlib.error as error:
+                raise InputError(damaged) from error
+            fresh = False
+            if out:
+                yield out
+            if not member.eof:
+                raw = member.unconsumed_tail
+                continue
+            raw = member.unused_data.lstrip(b"\0")  # padding between members and at the end is allowed
+            member, fresh = zlib.decompressobj(_GZIP), True
+    if not fresh or file.tell() == 0:
+        raise InputError(damaged)
+
+
+class _Counter:
+    """State carried from block to block."""
+
+    def __init__(self, delimiter: int) -> None:
+        self.delimiter = delimiter
+        self.records = self.lines = self.quotes = 0
+        self.malformed = False
+        self.previous = LF  # the byte before the block: the file begins as if after a line end
+        self.content_outside = False  # bytes since the last line end, quotes considered
+        self.content = False  # bytes since the last line end
+        self.lf = self.crlf = self.cr = 0
+        self.closing_at_end = False  # the last byte seen was a closing quote: judge it by the next block's first byte
+
+    def feed(self, block: Bytes) -> None:
+        before = np.empty_like(block)
+        before[0], before[1:] = self.previous, block[:-1]
+        ends = np.flatnonzero(block == LF)
+        self._line_ends(block, before, ends)
+        quotes = np.flatnonzero(block == QUOTE) if (block == QUOTE).any() else np.empty(0, np.int64)
+        if len(quotes) or self.closing_at_end:
+            self._judge(block, before, quotes)
+        self.lines += self._filled(block, before, ends, "content")
+        if self.quotes % 2 or len(quotes):
+            inside = (np.searchsorted(quotes, ends) + self.quotes) % 2
+            ends = ends[inside == 0]
+        self.records += self._filled(block, before, ends, "content_outside")
+        self.quotes += len(quotes)
+        self.previous = int(block[-1])
+
+    def _line_ends(self, block: Bytes, before: Bytes, ends: np.ndarray[Any, Any]) -> None:
+        crlf = int(np.count_nonzero(before[ends] == CR))
+        returns = int(np.count_nonzero(block == CR))
+        self.lf += len(ends) - crlf
+        self.crlf += crlf
+        self.cr += returns
+
+    def _filled(self, block: Bytes, before: Bytes, ends: np.ndarray[Any, Any], state: str) -> int:
+        """Lines among those that end at `ends` that hold anything; remembers the unfinished last one."""
+        held = bool(getattr(self, state))
+        if not len(ends):
+            setattr(self, state, held or bool((block != CR).any()))
+            return 0
+        starts = np.empty(len(ends), np.int64)
+        starts[0], starts[1:] = 0, ends[:-1] + 1
+        lengths = ends - starts - ((before[ends] == CR) & (ends > starts))
+        filled = int(np.count_nonzero(lengths[1:] > 0)) + int(held or lengths[0] > 0)
+        tail = block[ends[-1] + 1 :]
+        setattr(self, state, len(tail) > 0 and bool((tail != CR).any()))
+        return filled
+
+    def _judge(self, block: Bytes, before: Bytes, quotes: np.ndarray[Any, Any]) -> None:
+        """An opening quote follows a delimiter, a line end or a closing quote; a closing one precedes such."""
+        after_ok = (self.delimiter, LF, CR, QUOTE)
+        if self.closing_at_end and int(block[0]) not in after_ok:
+            self.malformed = True
+        self.closing_at_end = False
+        if not len(quotes):
+            return
+        first_opens = self.quotes % 2 == 0
+        opening, closing = (quotes[0::2], quotes[1::2]) if first_opens else (quotes[1::2], quotes[0::2])
+        if not np.isin(before[opening], (self.delimiter, LF, QUOTE)).all():
+            self.malformed = True
+        if len(closing) and closing[-1] == len(block) - 1:
+            self.closing_at_end = True
+            closing = closing[:-1]
+        if not np.isin(block[closing + 1], after_ok).all():
+            self.malformed = True
+
+    def finish(self) -> None:
+        self.records += self.content_outside
+        self.lines += self.content
+        if self.quotes % 2:
+            self.malformed = True
+
+    @property
+    def line_end(self) -> str:
+        if self.cr == 0:
+            return "\n"
+        return "\r\n" if self.cr == self.crlf and self.lf == 0 else "mixed"
+
+
+def scan(path: Path, name: str, delimiter: str, check: Callable[[], None]) -> Scan:
+    """Read a text file once.
+
+    Args:
+        path: the file, `.gz` where compressed.
+        name: how messages call it.
+        delimiter: one character of the file's dialect.
+        check: called between blocks; may raise to stop.
+
+    Raises:
+        InputError: it is not UTF-8, or its gzip is truncated.
+    """
+    digest = hashlib.sha256()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    counter = _Counter(ord(delimiter))
+    has_nul, bom, first = False, False, True
+    try:
+        for block in blocks(path, name, digest.update):
+            check()
+            decoder.decode(block)
+            if first:
+                bom, first = block.startswith(codecs.BOM_UTF8), False
+                block = block[3:] if bom else block
+            if block:
+                has_nul = has_nul or b"\0" in block
+                counter.feed(np.frombuffer(block, np.uint8))
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        line = counter.lines + 1
+        raise InputError(
+            f"Expected UTF-8 in {name}, found other bytes at about line {line}; convert it, for instance with iconv."
+        ) from error
+    counter.finish()
+    return Scan(
+        sha256=digest.hexdigest(),
+        size=path.stat().st_size,
+        records=counter.records,
+        quoted=counter.quotes > 0,
+        malformed=counter.malformed,
+        lines=counter.lines,
+        has_nul=has_nul,
+        line_end=counter.line_end,
+        bom=bom,
+    )
