@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ml import checkpoint
 from ml.config import Recipe
@@ -25,7 +25,9 @@ PATIENCE = 3
 POINTS = 200
 """Points of a train loss curve, about."""
 KEEP_SECONDS = 10.0
-"""A stop on the way is written so often, or 20 times the seconds that writing takes, whichever is longer."""
+KEEP_TIMES = 20.0
+"""A stop on the way is written at the end of an epoch and every 10 seconds, but only after 20 times the seconds that
+writing takes."""
 
 
 class Observer(Protocol):
@@ -118,17 +120,9 @@ def pretrain(
                 return keeper.hand_back()
             keeper.keep_when_due()
 
-            loss = null = torch.zeros((), device=run.device)
-            for _ in range(run.passes_per_step):
-                batch = run.to_device(next(batches))
-                output = run.output(batch)
-                part = run.loss(output, batch) / run.volumes_per_step
-                part.backward()
-                loss, null = loss + part.detach(), null + run.null_loss(output, batch) / run.volumes_per_step
             rate = learning_rate(recipe, run.step, run.num_steps)
-            _update(run, rate, float(loss))
-
-            meter.note(float(loss - null), rate)
+            excess = take_step(run, batches, rate)
+            meter.note(excess, rate)
             if run.step % run.steps_per_epoch == 0:
                 meter.note_epoch(run.note_epoch())
             observer.progress(run.step, run.num_steps, run.epoch)
@@ -139,6 +133,19 @@ def pretrain(
         finished=True,
         validation=_validation(run),
     )
+
+
+def take_step(run: Training, batches: Iterator[dict[str, Tensor]], rate: float) -> float:
+    """Forward and backward over the scans of one step, and the optimiser; what was lost beyond the null model."""
+    loss = null = torch.zeros((), device=run.device)
+    for _ in range(run.passes_per_step):
+        batch = run.to_device(next(batches))
+        output = run.output(batch)
+        part = run.loss(output, batch) / run.volumes_per_step
+        part.backward()
+        loss, null = loss + part.detach(), null + run.null_loss(output, batch) / run.volumes_per_step
+    _update(run, rate, float(loss))
+    return float(loss - null)
 
 
 def _update(run: Training, rate: float, loss: float) -> None:
@@ -171,10 +178,12 @@ class _Keeper:
 
     def __init__(self, run: Training, folder: Path, facts: Mapping[str, Any], observer: Observer) -> None:
         self.run, self.folder, self.facts, self.observer = run, folder, facts, observer
-        self.at, self.every = time.monotonic(), KEEP_SECONDS
+        self.at, self.cost = time.monotonic(), 0.0
 
     def keep_when_due(self) -> None:
-        if time.monotonic() - self.at > self.every and self.run.step:
+        elapsed = time.monotonic() - self.at
+        due = elapsed > KEEP_SECONDS or self.run.step % self.run.steps_per_epoch == 0
+        if self.run.step and due and elapsed > KEEP_TIMES * self.cost:
             self.keep()
 
     def keep(self) -> Path:
@@ -182,7 +191,7 @@ class _Keeper:
         file = self.run.save(self.folder / f"step-{self.run.step}.safetensors", self.facts)
         self.observer.keep(file, self.run.step, self.run.num_steps)
         self.at = time.monotonic()
-        self.every = max(KEEP_SECONDS, 20 * (self.at - began))
+        self.cost = self.at - began
         return file
 
     def hand_back(self) -> Result:

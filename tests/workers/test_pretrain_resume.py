@@ -1,0 +1,132 @@
+"""A pretraining that is stopped goes on from its checkpoint; its curves and stops are rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.errors import Cancelled, LachesisError, Preempted
+from app.settings import Settings
+from app.store import artifacts
+from app.store.work import InlineWork
+from tests.workers.small_cohort import SMALL, SmallCohort, insert_cohort
+from workers.stages.pretrain import pretrain
+
+ARGS = {"arm": "tte", "encoder": "tiny", "labels": "outcomes", "name": "t", "seed": 0, "set": SMALL}
+
+
+class JobWork(InlineWork):
+    """Work of a job that has a row; ends with `error` once training has taken `steps` steps."""
+
+    def __init__(
+        self, *args: Any, job_id: int, fence: int, steps: int = 10**9, error: LachesisError | None = None, **kw: Any
+    ) -> None:
+        super().__init__(*args, **kw)
+        self.job_id, self.fence = job_id, fence
+        self.steps, self.error = steps, error
+        self.started: list[int] = []
+        self.seen = 0
+
+    def progress(self, done: int, total: int | None = None, unit: str = "", note: str = "") -> None:
+        self.seen = done if unit == "step" else 0
+
+    def check(self) -> None:
+        if self.error is not None and self.seen >= self.steps:
+            raise self.error
+
+    def started_at_step(self, step: int) -> None:
+        self.started.append(step)
+
+
+@pytest.fixture
+def cohort(engine: Engine, tmp_path: Path) -> SmallCohort:
+    with engine.begin() as connection:
+        return insert_cohort(connection, tmp_path / "scans")
+
+
+@pytest.fixture
+def attempt(engine: Engine, settings: Settings, tmp_path: Path, cohort: SmallCohort) -> Callable[..., JobWork]:
+    """A factory of attempts at one job."""
+    with engine.begin() as connection:
+        job_id = connection.execute(
+            text("INSERT INTO ops.job (kind, queue, name) VALUES ('pretrain', 'gpu', 't') RETURNING job_id")
+        ).scalar_one()
+
+    def make(fence: int, **how: Any) -> JobWork:
+        folder = tmp_path / f"runs-{fence}"
+        return JobWork(engine, args=dict(ARGS), folder=folder, settings=settings, job_id=job_id, fence=fence, **how)
+
+    return make
+
+
+def rows(engine: Engine, statement: str) -> list[Any]:
+    with engine.connect() as connection:
+        return list(connection.execute(text(statement)).all())
+
+
+def test_a_preempted_training_goes_on_where_it_stopped_and_ends_the_same(
+    engine: Engine, attempt: Callable[..., JobWork], work: Callable[..., InlineWork]
+) -> None:
+    with pytest.raises(Preempted):
+        pretrain(attempt(1, steps=11, error=Preempted()))
+    stop = rows(engine, "SELECT step, num_steps, is_final, fence FROM model.checkpoint ORDER BY step DESC")[0]
+    assert (stop.step, stop.is_final, stop.fence) == (11, False, 1)
+    second = attempt(2)
+    result = pretrain(second)
+    assert second.started == [11]
+    assert result["steps"] == stop.num_steps > 11
+    uninterrupted = pretrain(work(**{**ARGS, "name": "again"}))
+    finals = rows(engine, "SELECT checkpoint_id, validation FROM model.checkpoint WHERE is_final ORDER BY 1")
+    assert [row.checkpoint_id for row in finals] == [result["checkpoint_id"], uninterrupted["checkpoint_id"]]
+    assert finals[0].validation == finals[1].validation
+
+
+def test_stops_are_written_on_the_way_and_only_the_newest_three_stay(
+    engine: Engine, attempt: Callable[..., JobWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml.pretrain.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("ml.pretrain.KEEP_TIMES", 0.0)
+    made = attempt(1, steps=8, error=Cancelled())
+    with pytest.raises(Cancelled):
+        pretrain(made)
+    stops = rows(engine, "SELECT step, path FROM model.checkpoint WHERE NOT is_final ORDER BY step")
+    assert [row.step for row in stops] == [5, 6, 7]
+    files = {
+        str(p.relative_to(artifacts.root(made.settings))) for p in artifacts.root(made.settings).rglob("*.safetensors")
+    }
+    assert files == {row.path for row in stops}, "superseded files are gone"
+    assert not list(made.folder.iterdir())
+
+
+def test_a_damaged_stop_falls_back_to_the_one_before(
+    engine: Engine, attempt: Callable[..., JobWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml.pretrain.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("ml.pretrain.KEEP_TIMES", 0.0)
+    first = attempt(1, steps=8, error=Cancelled())
+    with pytest.raises(Cancelled):
+        pretrain(first)
+    newest = rows(engine, "SELECT path FROM model.checkpoint ORDER BY step DESC LIMIT 1")[0].path
+    (artifacts.root(first.settings) / newest).write_bytes(b"damaged")
+    second = attempt(2, steps=9, error=Cancelled())
+    with pytest.raises(Cancelled):
+        pretrain(second)
+    assert second.started == [6]
+
+
+def test_loss_curves_are_rows_and_steps_taken_again_replace_the_older_ones(
+    engine: Engine, attempt: Callable[..., JobWork]
+) -> None:
+    with pytest.raises(Preempted):
+        pretrain(attempt(1, steps=11, error=Preempted()))
+    pretrain(attempt(2))
+    curve = rows(engine, "SELECT name, step, epoch, value FROM ops.training_step ORDER BY name, step")
+    names = {row.name for row in curve}
+    assert names == {"train_loss", "learning_rate", "volumes_per_second", "tuning_loss", "tuning_gain"}
+    assert [row.epoch for row in curve if row.name == "tuning_loss"] == [1, 2, 3]
+    steps = [row.step for row in curve if row.name == "train_loss"]
+    assert steps == list(range(1, max(steps) + 1))
