@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ml.decoding import AIR, Decoded, Unreadable, decode
 OBLIQUE = 0.02
 """Axes whose direction cosines are off by more are resampled through the whole affine."""
 SLAB = 16
-"""Slices resampled at a time, which bounds the memory."""
+"""Rows resampled at a time, which bounds the memory."""
 WIDEST_RANGE_HU = 5000
 MOST_SPACING_MM = 100.0
 
@@ -163,25 +163,24 @@ def _resample(scan: _Canonical, recipe: VolumeRecipe) -> tuple[NDArray[np.int16]
         for n, mm, centre, n_out in zip(scan.hu.shape, scan.spacing, centres, recipe.shape_zyx, strict=True)
     ]
     (z, in_z, used_z), (y, in_y, used_y), (x, in_x, used_x) = filters
-    depth = used_z.stop - used_z.start
-    plane = np.empty((depth, *recipe.shape_zyx[1:]), np.float32)
-    for k in range(0, depth, SLAB):
-        slab = scan.hu[used_z][k : k + SLAB, used_y, used_x]
-        slab = np.clip(slab, recipe.low_hu, recipe.high_hu).astype(np.float32)
-        plane[k : k + SLAB] = y @ (slab @ x.T)
-    voxels = np.rint((z @ plane.reshape(depth, -1)).reshape(recipe.shape_zyx)).astype(np.int16)
+    used = scan.hu[used_z, used_y, used_x]
+    pages = np.empty((z.shape[0], *used.shape[1:]), np.float32)
+    for k in range(0, used.shape[1], SLAB):
+        slab = np.clip(used[:, k : k + SLAB], recipe.low_hu, recipe.high_hu).astype(np.float32)
+        pages[:, k : k + SLAB] = (z @ slab.reshape(len(slab), -1)).reshape(len(pages), -1, slab.shape[2])
+    voxels = np.stack([np.rint((x @ (y @ page).T).T).astype(np.int16) for page in pages])
     pad = np.int16(np.clip(AIR, recipe.low_hu, recipe.high_hu))
     voxels[~in_z], voxels[:, ~in_y], voxels[:, :, ~in_x] = pad, pad, pad
     return voxels, float(1 - in_z.mean() * in_y.mean() * in_x.mean())
 
 
-def _filter(
-    n: int, mm: float, centre: float, n_out: int, out_mm: float
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], slice]:
-    """Weights (n_out, used) of one axis, which outputs lie inside the scan, and which inputs are used.
+def _filter(n: int, mm: float, centre: float, n_out: int, out_mm: float) -> tuple[Any, NDArray[np.bool_], slice]:
+    """Weights (n_out, used) of one axis, sparse, which outputs lie inside the scan, and which inputs are used.
 
     Positions are millimetres from the scan's edge. Where the spacings agree the grid snaps to the voxels.
     """
+    from scipy.sparse import csr_array
+
     position = centre + (np.arange(n_out) - (n_out - 1) / 2) * out_mm
     if abs(mm - out_mm) < 1e-3:
         position += (round(position[0] / mm - 0.5) + 0.5) * mm - position[0]
@@ -192,7 +191,7 @@ def _filter(
     weights[inside] /= weights[inside].sum(1, keepdims=True)
     columns = np.flatnonzero(weights.any(0))
     used = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 1)
-    return np.ascontiguousarray(weights[:, used], np.float32), inside, used
+    return csr_array(weights[:, used], dtype=np.float32), inside, used
 
 
 def _centre(scan: _Canonical, recipe: VolumeRecipe) -> NDArray[np.float64]:
