@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from typing import Any
 
 from celery import Celery, signals
+from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import DBAPIError
 
 from app.queue import RUN_JOB, celery_app
@@ -59,6 +61,8 @@ def worker_app(holder: Holder) -> Celery:
 
 def serve(holder: Holder, name: str) -> None:
     """Serve until a SIGTERM; the job at hand is handed back at its next check."""
+    # Running as root matters to Celery where it reads pickle, which nobody here does.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     pulse = Pulse(holder, serves=True)
     pulse.register()
     app = worker_app(holder)

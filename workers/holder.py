@@ -6,8 +6,11 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+
+from sqlalchemy import Engine
 
 from app.embedded import Store
 from app.embedded.processes import start_time
@@ -50,7 +53,7 @@ class Holder:
 
     def claim(self, job_id: int | None = None, queues: Sequence[str] | None = None) -> jobs.Claim | None:
         """Claim one job for this worker in a transaction of its own: that one, or the best of the queues."""
-        with make_engine(self.store.database_url, application_name="lachesis:claim").begin() as connection:
+        with claim_engine(self.store.database_url).begin() as connection:
             return jobs.claim(
                 connection,
                 worker_id=self.worker_id,
@@ -62,6 +65,12 @@ class Holder:
                 job_id=job_id,
                 kinds=STAGES,
             )
+
+
+@lru_cache(maxsize=2)
+def claim_engine(url: str) -> Engine:
+    """Made once, for the first connection asks the server much; it keeps no connection, so that forks may share it."""
+    return make_engine(url, application_name="lachesis:claim")
 
 
 def device() -> str | None:

@@ -62,14 +62,24 @@ def submit_and_follow(
 
     store = ensure_up(settings)
     job_id = submit(store, kind, args, name, held_for=INLINE_HOLD_SECONDS if inline and not detach else 0.0)
-    if detach:
+    if inline and not detach:
+        return conclude(follow(store, job_id, start_inline(store, job_id)), as_json=as_json)
+    with going_on(job_id):
         ensure_workers(store)
+    if detach:
         print(jsonlib.dumps({"job_id": job_id}) if as_json else job_id)
         return {"job_id": job_id}
-    process = start_inline(store, job_id) if inline else None
-    if process is None:
-        ensure_workers(store)
-    return conclude(follow(store, job_id, process), as_json=as_json)
+    return conclude(follow(store, job_id), as_json=as_json)
+
+
+@contextmanager
+def going_on(job_id: int) -> Iterator[None]:
+    """Ctrl-C in it leaves the job as it is, says how to stop it, and exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nlachesis: job {job_id} goes on; `lachesis cancel {job_id}` stops it.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def start_inline(store: Store, job_id: int) -> subprocess.Popen[bytes]:
@@ -87,22 +97,29 @@ def follow(store: Store, job_id: int, process: subprocess.Popen[bytes] | None = 
     """Show a job's progress until it ends; the job as it ended. `process` runs it, where it runs in the foreground."""
     watch = Watch(store, job_id, inline=process is not None)
     try:
-        job = watch.look()
-        with reporter(title(job)) as report:
-            while job["state"] not in ENDED:
-                report.show(job)
-                watch.care(job, report)
-                if process is not None and process.poll() is not None and watch.look()["state"] not in ENDED:
-                    raise StoreError(f"The process of job {job_id} ended; see `lachesis show job {job_id}`.")
-                time.sleep(0.05 if watch.age < 5 else 0.2)
-                job = watch.look()
-    except KeyboardInterrupt:
         if process is None:
-            print(f"\nlachesis: job {job_id} goes on; `lachesis cancel {job_id}` stops it.", file=sys.stderr)
-            raise SystemExit(130) from None
-        job = wait_for_cancel(watch, process)
+            with going_on(job_id):
+                return watch_to_end(watch, None)
+        try:
+            return watch_to_end(watch, process)
+        except KeyboardInterrupt:
+            return wait_for_cancel(watch, process)
     finally:
         watch.close()
+
+
+def watch_to_end(watch: Watch, process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
+    """Look, show and care until the job ends. Raises StoreError where its foreground process left it."""
+    job = watch.look()
+    with reporter(title(job)) as report:
+        while job["state"] not in ENDED:
+            report.show(job)
+            watch.care(job, report)
+            left = process is not None and process.poll() is not None
+            time.sleep(0.05 if watch.age < 5 else 0.2)
+            job = watch.look()
+            if left and job["state"] not in ENDED:
+                raise StoreError(f"The process of job {watch.job_id} ended; see `lachesis show job {watch.job_id}`.")
     return job
 
 
@@ -308,7 +325,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def _terminal(name: str) -> Iterator[Report]:
     with _progress() as progress:
-        yield Terminal(progress, progress.add_task(name, total=None))
+        yield Terminal(progress, progress.add_task(name, total=None, unit="", note=""))
 
 
 def _progress() -> Any:
@@ -339,7 +356,6 @@ class Terminal:
 
     def __init__(self, progress: Any, task: Any) -> None:
         self._progress, self._task, self._count = progress, task, None
-        progress.update(task, unit="", note="")
 
     def show(self, job: dict[str, Any]) -> None:
         running = job["state"] == "running" and job["done"] is not None

@@ -11,6 +11,7 @@ ROWS = {
     "step": "tests.bench.step",
     "cox": "tests.bench.cox",
     "cindex": "tests.bench.cindex",
+    "job": "tests.bench.job",
 }
 
 
