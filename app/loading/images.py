@@ -254,7 +254,8 @@ def publish(
         old_folder = store.root_folder(connection, source_id, request.root)
         store.describe(connection, source_id, request.root, request.folder, request.arbitrary_pairing, simulated)
         if published and published.content_sha256 == digest:
-            return result | {"load_id": published.load_id, "unchanged": True, "added": 0, "removed": 0, "gone": 0}
+            nothing = {"load_id": published.load_id, "unchanged": True, "added": 0, "removed": 0, "gone": 0}
+            return result | nothing | {"summary": f"{len(scans):,} scans, unchanged"}
         before = store.current_keys(connection, source_id)
         lost = before.keys() - {s.key for s in scans}
         if request.allow_shrink or len(lost) <= SHRINK * len(before):
@@ -272,6 +273,7 @@ def publish(
                 "added": added,
                 "removed": len(lost) - gone,
                 "gone": gone,
+                "summary": f"{len(scans):,} scans ({added:,} new), {len(refusals):,} rows rejected",
             }
         write_rejects(connection, None, work.job_id, rejects)
     raise InputError(
