@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import quote
 
 from app.embedded.binaries import postgres_programs
 from app.embedded.home import Place
-from app.embedded.processes import in_folder, is_server
+from app.embedded.processes import end, in_folder, is_server
 from app.errors import StoreError
 
 OWNER = "lachesis"
@@ -172,14 +173,16 @@ def _noted_pid(data: Path) -> int | None:
 
 
 def _forget_stale(data: Path, uid: int) -> None:
-    """Remove a pid file that names no postmaster of this folder.
+    """Clear what a killed postmaster left: sessions that still compute, and a pid file that names nobody.
 
-    Postgres would take a reused pid, or a killed postmaster that nobody reaps, for a living one. The file guards
-    against backends that outlived their postmaster, so it goes only when none of them is left.
+    Postgres would wait for those sessions for as long as they run, and take a reused pid, or a killed postmaster that
+    nobody reaps, for a living one. SIGQUIT is what a postmaster sends its sessions when one of them crashes.
     """
     pid = _noted_pid(data)
-    if pid is None or is_server(pid, ("postgres",), data) or in_folder(data, ("postgres",), uid):
+    if pid is not None and is_server(pid, ("postgres",), data):
         return
+    for orphan in in_folder(data, ("postgres",), uid):
+        end(orphan, signal.SIGQUIT, seconds=5.0)
     (data / "postmaster.pid").unlink(missing_ok=True)
 
 

@@ -12,6 +12,7 @@ ROWS = {
     "cox": "tests.bench.cox",
     "cindex": "tests.bench.cindex",
     "job": "tests.bench.job",
+    "neighbours": "tests.bench.neighbours",
 }
 
 

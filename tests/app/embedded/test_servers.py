@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,8 +47,13 @@ def test_a_killed_postmaster_is_replaced_and_no_committed_row_is_lost(new_home: 
     store = ensure_up(settings)
     add_source(store.database_url, "kept")
     killed = embedded.status(settings)["postgres"]
-    os.kill(killed, signal.SIGKILL)
-    again = ensure_up(settings)
+    with closing(psycopg.connect(store.database_url, autocommit=True)) as busy:
+        busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1000000000) a, generate_series(1, 1000) b")
+        time.sleep(0.3)
+        os.kill(killed, signal.SIGKILL)
+        start = time.monotonic()
+        again = ensure_up(settings)
+        assert time.monotonic() - start < 30
     assert ask(again.database_url, "SELECT name FROM ops.source") == "kept"
     assert embedded.status(settings)["postgres"] not in (None, killed)
 
@@ -157,6 +163,7 @@ def test_a_version_of_postgres_that_is_not_there_is_refused(new_home: NewHome) -
         ensure_up(new_home(version=9))
 
 
+@pytest.mark.long
 def test_readers_may_connect_by_tcp_with_the_password_in_the_home(new_home: NewHome) -> None:
     import socket
 
@@ -188,6 +195,7 @@ def test_as_root_the_servers_run_as_a_system_user(new_home: NewHome) -> None:
     assert psutil.Process(pid).username() == home.SYSTEM_USER
 
 
+@pytest.mark.long
 @as_root
 def test_where_that_user_cannot_reach_the_home_its_data_are_kept_elsewhere() -> None:
     folder = Path(tempfile.mkdtemp(prefix="lachesis-closed-"))
