@@ -40,7 +40,7 @@ def describe(part: Part) -> dict[str, Any]:
         "part": part,
         "primary": primary,
         "others": [t for t in made if t is not primary],
-        "forest": figures.forest(primary) if primary else None,
+        "forest": figures.forest(primary.alone) if primary else None,
         "headlines": [
             {"row": row, "cell": tables.cell(row), "gap": tables.gap_closed(part, row)}
             for row in tables.differences(part, "mean_harrell_c")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from app.report.rows import SMALL_CELL, CalibrationPanel, CurvePanel, Density, TaskPanels, TaskRow
-from app.report.tables import Table
+from app.report.tables import Column, Table
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#3a7ca5", "#e0a458", "#b3423a", "#5b8c5a", "#7a5195", "#8d6e63")
@@ -60,36 +60,54 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _look(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Colour and marker of each model: what needs no image is grey, the untrained amber, the trained blue to violet."""
+    trained = iter(("#2f6f97", "#5b8c5a", "#7a5195", "#b3423a", "#8d6e63"))
+    fixed = {
+        "voxels": {"color": "#b8c2cc", "marker": "s"},
+        "age+sex": {"color": "#7b8794", "marker": "D"},
+        "truth-image": {"color": INK, "marker": "|"},
+        "truth": {"color": INK, "marker": "x"},
+    }
+    looks = []
+    for column in columns:
+        trained_look = {"color": next(trained, "#2f6f97"), "marker": "o"} if column.trained else None
+        looks.append(fixed.get(column.inputs) or trained_look or {"color": "#d99536", "marker": "o"})
+    return looks
+
+
 def forest(table: Table) -> str:
-    """Values with intervals, tasks down, one colour a model; differences are left to the table."""
+    """Values with intervals, tasks down, the mean first; differences are left to the table."""
     shown = [k for k, column in enumerate(table.columns) if not column.is_difference]
-    lines = [(name, [cells[k] for k in shown]) for name, cells in table.rows]
+    looks = _look([table.columns[k] for k in shown])
+    lines = [(name, [cells[k] for k in shown]) for name, cells in reversed(table.rows)]
+    lines = [lines[0], *reversed(lines[1:])]
     with matplotlib.rc_context(STYLE):
-        height = 0.9 + sum(0.17 * len(shown) + 0.22 for _ in lines)
-        figure = _figure(8.6, height)
+        figure = _figure(8.6, 1.1 + len(lines) * (0.16 * len(shown) + 0.2))
         axes = figure.subplots()
         centres = []
         y = 0.0
-        for _, cells in lines:
+        for number, (_, cells) in enumerate(lines):
             begin = y
-            for k, one in enumerate(cells):
+            for look, one in zip(looks, cells, strict=True):
                 if one is not None and one.value is not None:
-                    colour = COLOURS[k % len(COLOURS)]
                     if one.low is not None and one.high is not None:
-                        axes.plot([one.low, one.high], [y, y], color=colour, lw=1.6, solid_capstyle="round")
-                    axes.plot([one.value], [y], "o", color=colour, ms=4.5)
+                        axes.plot([one.low, one.high], [y, y], color=look["color"], lw=1.6, solid_capstyle="round")
+                    axes.plot([one.value], [y], ls="", ms=5, **look)
                 y += 1
             centres.append((begin + y - 1) / 2)
-            y += 1.3
+            if number == 0:
+                axes.axhspan(begin - 0.9, y - 0.1, color="#f3f6f9", lw=0, zorder=0)
+            y += 1.2
         axes.axvline(0.5, color=FAINT, lw=0.8, ls=(0, (3, 3)))
         axes.set_yticks(centres, [name for name, _ in lines])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(axis="y", visible=False)
-        axes.invert_yaxis()
+        axes.set_ylim(y - 1.2, -1)
         axes.set_xlabel(table.title)
-        for k, place in enumerate(shown):
-            axes.plot([], [], "o-", color=COLOURS[k % len(COLOURS)], ms=4.5, label=table.columns[place].title)
-        figure.legend(loc="outside upper left", ncols=min(3, len(shown)))
+        for look, place in zip(looks, shown, strict=True):
+            axes.plot([], [], lw=1.6, ms=5, label=table.columns[place].title, **look)
+        figure.legend(loc="outside upper left", ncols=3)
         return svg(figure, f"{table.title} by task, with 95 % intervals")
 
 
@@ -97,34 +115,40 @@ def task(panels: TaskPanels) -> str:
     """Curves by risk group, and calibration, side by side."""
     total = len(panels.curves) + len(panels.calibrations)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(max(4.4, 3.6 * total), 3.4)
+        figure = _figure(max(4.4, 3.5 * total), 3.5)
         axes = figure.subplots(1, total, squeeze=False)[0]
         for one, panel in zip(axes, panels.curves, strict=False):
-            _curves(one, panel)
+            _curves(one, panel, _floor(panels.curves))
         for one, points in zip(axes[len(panels.curves) :], panels.calibrations, strict=True):
             _calibration(one, points)
         return svg(figure, f"{panels.title}: survival by predicted risk, and calibration")
 
 
-def _curves(axes: Axes, panel: CurvePanel) -> None:
-    """Kaplan–Meier curves with numbers at risk below; small cells are not shown."""
+def _curves(axes: Axes, panel: CurvePanel, floor: float) -> None:
+    """Kaplan–Meier curves with numbers at risk below, in their colours; small cells are not shown."""
     colours = RISK if len(panel.curves) == 3 else COLOURS
-    for colour, curve in zip(colours, panel.curves, strict=False):
+    end = panel.marks[-1] if len(panel.marks) and panel.marks[-1] > 0 else 1.0
+    below = axes.get_xaxis_transform()
+    for row, (colour, curve) in enumerate(zip(colours, panel.curves, strict=False)):
         if curve.n >= SMALL_CELL:
             axes.step([0, *curve.times], [1, *curve.survival], where="post", color=colour, lw=1.7, label=curve.label)
+        for mark, count in zip(panel.marks, curve.at_risk, strict=True):
+            shown = str(count) if count >= SMALL_CELL or count == 0 else f"<{SMALL_CELL}"
+            place = -0.26 - 0.075 * row
+            axes.text(mark, place, shown, color=colour, transform=below, ha="center", va="top", fontsize=7.5)
     axes.set_title(panel.title)
-    axes.set_ylim(None, 1.005)
+    axes.set_ylim(floor, 1.005)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlim(0, panel.marks[-1] if len(panel.marks) and panel.marks[-1] > 0 else 1)
-    rows = []
-    for curve in panel.curves:
-        counts = [str(k) if k >= SMALL_CELL or k == 0 else f"<{SMALL_CELL}" for k in curve.at_risk]
-        rows.append(counts)
-    ticks = ["\n".join([f"{mark:,.0f}", *(row[k] for row in rows)]) for k, mark in enumerate(panel.marks)]
-    axes.set_xticks(list(panel.marks), ticks)
-    axes.set_xlabel("days from the scan; below: scans at risk, by group in the legend's order")
-    axes.xaxis.label.set_fontsize(7)
+    axes.set_xlim(0, end)
+    axes.set_xticks(list(panel.marks), [f"{mark:,.0f}" for mark in panel.marks])
+    axes.set_xlabel("days from the scan; below: scans at risk", fontsize=8, labelpad=1)
     axes.legend(loc="lower left")
+
+
+def _floor(panels: Sequence[CurvePanel]) -> float:
+    """Where the shared survival axis begins: a tenth below the lowest curve."""
+    lowest = [value for panel in panels for curve in panel.curves for value in curve.survival]
+    return max(0.0, int(min([0.9, *lowest]) * 10) / 10 - 0.1)
 
 
 def _calibration(axes: Axes, panel: CalibrationPanel) -> None:

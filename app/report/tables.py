@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.report.rows import Part
@@ -24,6 +24,7 @@ INPUT_TITLES = {
     "truth": "true hazard",
     "truth-image": "true hazard, as far as the image shows it",
 }
+HEAD_TITLES = {"cox": "Cox"}
 FLAG_MARKS = {
     "few_events": ("†", "fewer than 50 events"),
     "untuned": ("‡", "too few tuning events to choose a penalty: the default was taken"),
@@ -37,8 +38,11 @@ class Column:
     """One thing judged: a model, or a difference of two."""
 
     title: str
+    inputs: str
     order: tuple[Any, ...]
     is_difference: bool
+    trained: bool
+    """True where the image model has been trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +90,26 @@ class Table:
     @property
     def title(self) -> str:
         horizon = f" at {self.horizon_days:,} days" if self.horizon_days is not None else ""
-        return f"{METRIC_TITLES.get(self.metric, self.metric)}{horizon}, {self.head} head"
+        return f"{METRIC_TITLES.get(self.metric, self.metric)}{horizon}, {HEAD_TITLES.get(self.head, self.head)} head"
+
+    def only(self, *inputs: str) -> Table:
+        """The same with the columns of some inputs."""
+        kept = [k for k, one in enumerate(self.columns) if one.inputs in inputs]
+        return replace(
+            self,
+            columns=[self.columns[k] for k in kept],
+            rows=[(name, [cells[k] for k in kept]) for name, cells in self.rows],
+        )
+
+    @property
+    def alone(self) -> Table:
+        """The image alone, beside what needs no image and what is best possible."""
+        return self.only("voxels", "age+sex", "image", "truth-image", "truth")
+
+    @property
+    def beside(self) -> Table:
+        """What the image adds to age and sex."""
+        return self.only("age+sex", "age+sex+image")
 
 
 def number(value: float, *, signed: bool = False) -> str:
@@ -109,7 +132,7 @@ def column(row: Row) -> Column:
     rank = ranks.index(inputs) if inputs in ranks else len(ranks)
     trained = row["arm"] not in (None, "untrained", "base")
     order = (rank if rank != 3 else 2.5, trained, row["checkpoint_id"] or 0, difference, reference or "")
-    return Column(title=title, order=order, is_difference=difference)
+    return Column(title=title, inputs=inputs, order=order, is_difference=difference, trained=trained)
 
 
 def cell(row: Row) -> Cell:

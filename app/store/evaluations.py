@@ -186,7 +186,8 @@ def read_cohort(connection: Connection, cohort_id: int) -> dict[str, Any]:
     splits = connection.execute(
         text(
             "SELECT split, count(*) AS scans, count(DISTINCT person_id) AS persons, "
-            "count(*) FILTER (WHERE eligible) AS eligible FROM label.cohort_member WHERE cohort_id = :c GROUP BY split"
+            "count(*) FILTER (WHERE eligible) AS eligible FROM label.cohort_member WHERE cohort_id = :c GROUP BY split "
+            "ORDER BY array_position('{train,tuning,held_out}', split)"
         ),
         {"c": cohort_id},
     ).mappings()
