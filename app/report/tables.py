@@ -265,7 +265,10 @@ def gap_closed(part: Part, difference: Row) -> float | None:
 
 
 def summary(part: Part) -> list[dict[str, str]]:
-    """Mean Harrell's C of what was judged, one row each, for a terminal."""
+    """Mean Harrell's C of what was judged, one row each, for a terminal.
+
+    Keys grow in length, since that is the order in which jsonb gives them back.
+    """
     wanted = [
         ("image, {}", find(part, "mean_harrell_c", inputs="image")),
         ("difference, {}", differences(part, "mean_harrell_c")),
@@ -280,11 +283,11 @@ def summary(part: Part) -> list[dict[str, str]]:
             shown = cell(row)
             lines.append(
                 {
-                    "labels": part.label_set,
-                    "Cox head on": title.format(column(row).title),
+                    "set": part.label_set,
+                    "inputs": title.format(column(row).title),
                     "mean C": shown.text if shown.value is not None else "not estimable",
                     "95 % interval": shown.interval or "-",
-                    "tasks": str(len(estimable_tasks(part))),
+                    "estimable tasks": str(len(estimable_tasks(part))),
                 }
             )
     return lines

@@ -159,7 +159,7 @@ def test_the_report_is_one_file_that_says_what_it_is(
     assert done["file"] == str(output) and "simulated" in page and "Not a medical device" in page
     assert page.count("<svg") >= 5 and "<script" not in page and "<link" not in page and "<img" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert [line["Cox head on"] for line in done["summary"]] == [
+    assert [line["inputs"] for line in done["summary"]] == [
         "image, blind", "image, seeing", "difference, seeing − blind", "voxels: mean and SD", "age + sex",
         "true hazard, as far as the image shows", "true hazard",
     ]  # fmt: skip
