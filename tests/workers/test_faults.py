@@ -123,7 +123,7 @@ def test_a_database_session_that_is_ended_puts_the_job_off_and_it_runs_again(lab
     steps_once(lab, job_id, 15)
 
 
-@pytest.mark.parametrize("kind", ["count", "child_count"])
+@pytest.mark.parametrize("kind", ["count", pytest.param("child_count", marks=pytest.mark.long)])
 def test_without_redis_a_job_still_runs(lab: Lab, tmp_path: Path, kind: str) -> None:
     away = f"unix://{tmp_path}/no.sock?db=0"
     lab.settings = replace(lab.settings, redis_url=away)
@@ -145,6 +145,7 @@ def test_a_nudge_that_redis_lost_costs_seconds(lab: Lab) -> None:
     assert lab.ended(job_id, 5)["state"] == "succeeded"
 
 
+@pytest.mark.long
 def test_two_workers_run_many_jobs_once_each_while_one_is_killed_again_and_again(lab: Lab) -> None:
     lab.worker()
     jobs = [lab.submit("train", steps=3, seconds=0.02) for _ in range(20)]

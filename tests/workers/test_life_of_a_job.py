@@ -245,19 +245,28 @@ class Life(RuleBasedStateMachine):
             last[row.job_id] = row.to_state
 
 
-def test_no_order_of_steps_breaks_the_life_of_a_job(engine: Engine) -> None:
+def live(engine: Engine, examples: int, *, derandomize: bool) -> None:
     with engine.connect() as connection:
         Life.connection = connection
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             Life,
             settings=settings(
-                max_examples=150,
+                max_examples=examples,
                 stateful_step_count=50,
                 deadline=None,
-                derandomize=True,
+                derandomize=derandomize,
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+
+def test_no_order_of_steps_breaks_the_life_of_a_job(engine: Engine) -> None:
+    live(engine, 80, derandomize=True)
+
+
+@pytest.mark.long
+def test_no_order_of_many_more_steps_breaks_the_life_of_a_job(engine: Engine) -> None:
+    live(engine, 600, derandomize=False)
 
 
 def test_an_open_job_is_found_again_by_its_dedupe_key(engine: Engine) -> None:

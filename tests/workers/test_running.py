@@ -25,7 +25,14 @@ def test_a_stage_runs_in_another_process_and_leaves_its_attempt(lab: Lab, kind: 
     assert states == ["queued", "running", "succeeded"]
 
 
-@pytest.mark.parametrize("kind", ["hold_interpreter", "long_statement", "child_hold_interpreter"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "hold_interpreter",
+        "long_statement",
+        pytest.param("child_hold_interpreter", marks=pytest.mark.long),
+    ],
+)
 def test_a_job_longer_than_its_lease_keeps_its_heartbeat(lab: Lab, kind: str) -> None:
     """The lease is 1.5 s; neither a held interpreter lock nor a long transaction stops the heartbeat."""
     lab.worker()
