@@ -115,7 +115,7 @@ def task(panels: TaskPanels) -> str:
     """Curves by risk group, and calibration, side by side."""
     total = len(panels.curves) + len(panels.calibrations)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(max(4.4, 3.5 * total), 3.5)
+        figure = _figure(max(4.4, 3.5 * total), 3.7)
         axes = figure.subplots(1, total, squeeze=False)[0]
         for one, panel in zip(axes, panels.curves, strict=False):
             _curves(one, panel, _floor(panels.curves))
@@ -134,14 +134,14 @@ def _curves(axes: Axes, panel: CurvePanel, floor: float) -> None:
             axes.step([0, *curve.times], [1, *curve.survival], where="post", color=colour, lw=1.7, label=curve.label)
         for mark, count in zip(panel.marks, curve.at_risk, strict=True):
             shown = str(count) if count >= SMALL_CELL or count == 0 else f"<{SMALL_CELL}"
-            place = -0.26 - 0.075 * row
+            place = -0.12 - 0.065 * row
             axes.text(mark, place, shown, color=colour, transform=below, ha="center", va="top", fontsize=7.5)
     axes.set_title(panel.title)
     axes.set_ylim(floor, 1.005)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlim(0, end)
     axes.set_xticks(list(panel.marks), [f"{mark:,.0f}" for mark in panel.marks])
-    axes.set_xlabel("days from the scan; below: scans at risk", fontsize=8, labelpad=1)
+    axes.set_xlabel("days from the scan, and scans still followed", labelpad=4 + 11 * len(panel.curves))
     axes.legend(loc="lower left")
 
 
@@ -204,7 +204,7 @@ def density(density: Density, tasks: Sequence[TaskRow]) -> str:
         left, right = figure.subplots(1, 2)
         share = [k / (len(density.events_per_scan) - 1) for k in range(len(density.events_per_scan))]
         left.step(density.events_per_scan, share, where="post", color=COLOURS[0], lw=1.7)
-        left.set_title("Outcomes a scan: share of scans with at most so many")
+        left.set_title("Share of scans with at most so many outcomes")
         left.set_xlabel(f"observed outcomes a scan (mean {density.mean:.2f})")
         left.set_ylim(0, 1.02)
         left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

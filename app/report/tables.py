@@ -114,7 +114,8 @@ class Table:
 
 def number(value: float, *, signed: bool = False) -> str:
     """Three decimals, a true minus sign."""
-    text = f"{value:+.3f}" if signed else f"{value:.3f}"
+    rounded = round(value, 3) + 0.0  # no minus before zero
+    text = f"{rounded:+.3f}" if signed and rounded else f"{rounded:.3f}"
     return text.replace("-", "−")
 
 

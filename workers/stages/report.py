@@ -214,7 +214,7 @@ def task_panels(
         curves.append(curve_panel(outcomes, values, known, name))
         if not calibrations:
             calibrations += calibration_panels(
-                connection, info, position, checkpoint_id, task, known, members, place, found
+                connection, info, position, checkpoint_id, name, task, known, members, place, found
             )
     return rows.TaskPanels(name=task.name, title=task.title, curves=curves, calibrations=calibrations)
 
@@ -266,6 +266,7 @@ def calibration_panels(
     info: LabelSetInfo,
     position: int,
     checkpoint_id: int,
+    name: str,
     task: rows.TaskRow,
     known: FollowUp,
     members: Members,
@@ -294,7 +295,7 @@ def calibration_panels(
         rows.Point(predicted=p.predicted, observed=p.observed, low=p.low, high=p.high, n=p.n)
         for p in calibration(outcomes, predicted, horizon, groups)
     ]
-    return [rows.CalibrationPanel(title="Calibration", horizon_days=horizon, points=points)]
+    return [rows.CalibrationPanel(title=f"Calibration of {name}", horizon_days=horizon, points=points)]
 
 
 def notes(parts: list[rows.Part]) -> list[str]:
