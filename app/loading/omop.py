@@ -210,7 +210,7 @@ def _publish(
     def report(rows: int, what: str) -> None:
         nonlocal written
         written += rows
-        work.progress(written, total, "rows", f"writing {what}")
+        work.progress(written, total, "rows", what)
 
     try:
         with work.transaction() as connection:

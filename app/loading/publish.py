@@ -25,6 +25,8 @@ KEPT_TABLES = ("person", "observation_period", "visit_occurrence")
 class Target:
     """A table to fill by COPY: where, which columns, with what, and what is done before and after."""
 
+    label: str
+    """What progress calls it."""
     table: str
     columns: Sequence[str]
     chunks: Callable[[], Iterator[rows.Chunk]]
@@ -74,7 +76,7 @@ def publish(
     _keep_books(connection, decoder, delivery)
     _remove(connection, delivery, old)
     targets = [*_events(decoder, delivery), _timelines(decoder, delivery), *_tables(decoder, delivery)]
-    targets += _vocabulary(decoder, delivery)
+    targets += _vocabulary(connection, decoder, delivery)
     fill(connection, targets, report)
     supersede(connection, old)
     _swap(connection, delivery)
@@ -91,21 +93,20 @@ def fill(connection: Connection, targets: Sequence[Target], report: Callable[[in
 
     stream = ahead(made())
 
-    def chunks_of(name: str) -> Iterator[bytes]:
+    def chunks_of(target: Target) -> Iterator[bytes]:
         for _, chunk in stream:
             if chunk is None:
                 return
-            report(chunk[1], name)
+            report(chunk[1], f"writing {target.label}")
             yield chunk[0]
 
     try:
         for target in targets:
-            name = target.table
             for statement in target.before:
                 connection.exec_driver_sql(statement)
-            copy_in(connection, name, target.columns, chunks_of(name), options=target.options)
+            copy_in(connection, target.table, target.columns, chunks_of(target), options=target.options)
             for statement in target.after:
-                report(0, f"{name}: {statement.split(' ON ')[0].lower()}")
+                report(0, f"indexing {target.label}")
                 connection.exec_driver_sql(statement)
     finally:
         stream.close()  # type: ignore[attr-defined]
@@ -175,7 +176,13 @@ def _events(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[
             return rows.events(decoder, table, load_id, unknown_visits=unknown)
 
         yield Target(
-            partition(load_id), rows.event_columns(table), chunks, before=before, after=after, options="FREEZE"
+            table,
+            partition(load_id),
+            rows.event_columns(table),
+            chunks,
+            before=before,
+            after=after,
+            options="FREEZE",
         )
 
 
@@ -187,7 +194,7 @@ def _timelines(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Target
             for chunk in timelines.pack(rows.timeline_batches(decoder, tables)):
                 yield chunk, 0
 
-    return Target("omop.timeline", timelines.COLUMNS, chunks, after=["ANALYZE omop.timeline"])
+    return Target("timelines", "omop.timeline", timelines.COLUMNS, chunks, after=["ANALYZE omop.timeline"])
 
 
 def _tables(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[Target]:
@@ -209,40 +216,45 @@ def _tables(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[
             ) -> Iterator[rows.Chunk]:
                 return make(decoder, load_id)
 
-            yield Target(f"omop.{table}", names, chunks, after=[f"ANALYZE omop.{table}"])
+            yield Target(table, f"omop.{table}", names, chunks, after=[f"ANALYZE omop.{table}"])
 
 
-def _vocabulary(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[Target]:
+def _vocabulary(connection: Connection, decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[Target]:
     """Vocabulary is shared by all sources: new rows are added and changed ones updated, none is removed."""
     for table, judged in delivery.judged.items():
         if table not in VOCABULARY or not judged.num_loaded:
             continue
-        spec = VOCABULARY[table]
-        names = [name for name, _ in spec.columns]
-        staged = f"omop.staged_{table}_{delivery.load_ids[table]}"
-        rest = [name for name in names if name not in spec.key]
-        changed = "DO NOTHING"
-        if rest:
-            sets = ", ".join(f"{name} = excluded.{name}" for name in rest)
-            mine, theirs = (", ".join(f"{which}.{name}" for name in rest) for which in ("t", "excluded"))
-            changed = f"DO UPDATE SET {sets} WHERE ({mine}) IS DISTINCT FROM ({theirs})"
-        listed = ", ".join(names)
+        names = [name for name, _ in VOCABULARY[table].columns]
 
         def chunks(table: str = table) -> Iterator[rows.Chunk]:
             return rows.vocabulary(decoder, table)
 
-        yield Target(
-            staged,
-            names,
-            chunks,
-            before=[f"CREATE TABLE {staged} (LIKE omop.{table})"],
-            after=[
-                f"INSERT INTO omop.{table} AS t ({listed}) SELECT {listed} FROM {staged} "
-                f"ON CONFLICT ({', '.join(spec.key)}) {changed}",
-                f"DROP TABLE {staged}",
-                f"ANALYZE omop.{table}",
-            ],
-        )
+        analyze = f"ANALYZE omop.{table}"
+        if not connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM omop.{table})").scalar():
+            yield Target(table, f"omop.{table}", names, chunks, after=[analyze])
+            continue
+        staged = f"omop.staged_{table}_{delivery.load_ids[table]}"
+        before = [f"CREATE TABLE {staged} (LIKE omop.{table})"]
+        after = [merge_statement(table, staged), f"DROP TABLE {staged}", analyze]
+        yield Target(table, staged, names, chunks, before=before, after=after)
+
+
+def merge_statement(table: str, staged: str) -> str:
+    """Add the rows of a staged vocabulary table, and update those that differ."""
+    spec = VOCABULARY[table]
+    names = [name for name, _ in spec.columns]
+    rest = [name for name in names if name not in spec.key]
+    changed = "DO NOTHING"
+    if rest:
+        sets = ", ".join(f"{name} = excluded.{name}" for name in rest)
+        mine, theirs = (", ".join(f"{which}.{name}" for name in rest) for which in ("t", "excluded"))
+        changed = f"DO UPDATE SET {sets} WHERE ({mine}) IS DISTINCT FROM ({theirs})"
+    listed = ", ".join(names)
+    same = " AND ".join(f"o.{n} {'=' if n in spec.key else 'IS NOT DISTINCT FROM'} s.{n}" for n in names)
+    return (
+        f"INSERT INTO omop.{table} AS t ({listed}) SELECT {listed} FROM {staged} s "
+        f"WHERE NOT EXISTS (SELECT 1 FROM omop.{table} o WHERE {same}) ON CONFLICT ({', '.join(spec.key)}) {changed}"
+    )
 
 
 def _swap(connection: Connection, delivery: Delivery) -> None:

@@ -119,9 +119,9 @@ def visits(connection: duckdb.DuckDBPyConnection, load_id: int) -> Iterator[Chun
 
 
 def vocabulary(connection: duckdb.DuckDBPyConnection, table: str) -> Iterator[Chunk]:
-    """Rows of a vocabulary table."""
+    """Rows of a vocabulary table, by key: an index is filled fastest in its own order."""
     listed = ", ".join(name for name, _ in VOCABULARY[table].columns)
-    return stream(connection, f"SELECT {listed} FROM t_{table}")
+    return stream(connection, f"SELECT {listed} FROM t_{table} ORDER BY {', '.join(VOCABULARY[table].key)}")
 
 
 def timeline_batches(connection: duckdb.DuckDBPyConnection, tables: Sequence[str]) -> Iterator[timelines.Batch]:
