@@ -23,6 +23,8 @@ MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 UNEVEN = 0.01
 """Slice distances that differ by a larger share are interpolated to even ones."""
 AIR = -1000
+LEAST_SPACING_MM, MOST_SPACING_MM = 0.02, 100.0
+"""Other spacings are those of a damaged header, or in another unit than it says."""
 MOST_VOXELS = 2**31
 """More are a damaged header, or an attack on the memory."""
 
@@ -39,6 +41,18 @@ class Decoded:
     """(I, J, K) in the file's own order."""
     affine: NDArray[np.float64]
     """(4, 4) voxel index → RAS millimetres."""
+
+
+def spacing_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3,) distances of neighbouring voxels along each stored axis."""
+    spacing: NDArray[np.float64] = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    return spacing
+
+
+def is_plausible(affine: NDArray[np.float64]) -> bool:
+    """Whether the spacing can be that of a CT scan, mm."""
+    spacing = spacing_of(affine)
+    return bool(((spacing > LEAST_SPACING_MM) & (spacing < MOST_SPACING_MM)).all() and np.isfinite(affine).all())
 
 
 def to_int16(values: NDArray[Any]) -> NDArray[np.int16]:
@@ -83,7 +97,10 @@ def decode_nifti(path: Path) -> Decoded:
     stored = proxy.slope == 1 and proxy.inter == 0
     values = np.asanyarray(proxy) if stored else image.get_fdata(dtype=np.float32, caching="unchanged")
     affine = np.array(image.affine, np.float64)
-    affine[:3] *= MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+    scaled = affine.copy()
+    scaled[:3] *= MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+    if not is_plausible(affine) or is_plausible(scaled):  # else the unit is wrong, not the numbers
+        affine = scaled
     return Decoded(to_int16(values.reshape(shape)), affine)
 
 
@@ -152,6 +169,8 @@ def decode_dicom(path: Path) -> Decoded:
     hu, count = np.stack([_hu(slices[i].file) for i in kept]), len(kept)
     gaps = np.diff(along)
     if np.ptp(gaps) > UNEVEN * np.median(gaps):
+        if gaps.sum() / np.median(gaps) + 1 > 2 * count:
+            raise Unreadable("Expected a whole series, found most of its slices missing; export it again.")
         hu, count = _even(hu, along, float(np.median(gaps)))
     spacing_y, spacing_x = slices[0].spacing
     affine = np.eye(4)

@@ -13,14 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.decoding import AIR, Decoded, Unreadable, decode
+from ml.decoding import AIR, Decoded, Unreadable, decode, is_plausible, spacing_of
 
 OBLIQUE = 0.02
 """Axes whose direction cosines are off by more are resampled through the whole affine."""
 SLAB = 16
 """Rows resampled at a time, which bounds the memory."""
 WIDEST_RANGE_HU = 5000
-MOST_SPACING_MM = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +93,14 @@ def _canonical(decoded: Decoded) -> _Canonical:
     """Permute and flip the stored axes to the nearest RAS order."""
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-    spacing = np.sqrt((decoded.affine[:3, :3] ** 2).sum(0))
-    if not (np.isfinite(decoded.affine).all() and (spacing > 1e-3).all() and (spacing < MOST_SPACING_MM).all()):
-        raise Unreadable("Expected a spacing between 0.001 and 100 mm along each axis, got another; convert it again.")
+    if not is_plausible(decoded.affine):
+        raise Unreadable("Expected a spacing between 0.02 and 100 mm along each axis, got another; convert it again.")
     orientation = io_orientation(decoded.affine)
     if np.isnan(orientation).any():
         raise Unreadable("Expected three independent axes, got an affine that has fewer; convert the scan again.")
     hu = apply_orientation(decoded.hu, orientation)
     affine = decoded.affine @ inv_ornt_aff(orientation, decoded.hu.shape)
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    spacing = spacing_of(affine)
     directions = (affine[:3, :3] / spacing)[::-1, ::-1]
     # Formats keep spacings with different precision; 0.1 micrometre is more than any of them means.
     return _Canonical(np.ascontiguousarray(hu.transpose(2, 1, 0)), spacing[::-1].round(4), directions)

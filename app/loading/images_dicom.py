@@ -14,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from app.loading.images_header import MIN_SLICES, MOST_SPACING_MM, Acquired, Header, Unreadable, parse_moment
+from app.loading.images_header import (
+    LEAST_SPACING_MM,
+    MIN_SLICES,
+    MOST_SPACING_MM,
+    Acquired,
+    Header,
+    Unreadable,
+    parse_moment,
+)
 
 UNEVEN = 0.01
 """Slice distances that differ by a larger share of their median are uneven."""
@@ -165,7 +173,7 @@ def _geometry(images: list[Image], reasons: list[str]) -> dict[str, Any]:
     pixel = images[0].get("PixelSpacing", [])
     orientation = np.array(images[0].get("ImageOrientationPatient", ()))
     positions = [i.get("ImagePositionPatient", ()) for i in images]
-    if len(pixel) != 2 or not all(1e-3 < x < MOST_SPACING_MM for x in pixel):
+    if len(pixel) != 2 or not all(LEAST_SPACING_MM < x < MOST_SPACING_MM for x in pixel):
         reasons.append("no_spacing")
         pixel = []
     if len(orientation) != 6 or any(len(p) != 3 for p in positions) or not np.isfinite(positions).all():
@@ -184,11 +192,14 @@ def _geometry(images: list[Image], reasons: list[str]) -> dict[str, Any]:
         reasons.append("too_few_slices")
     spacing = None
     if len(gaps):
-        reasons += ["uneven_spacing"] if np.ptp(gaps) > UNEVEN * np.median(gaps) else []
+        median = float(np.median(gaps))
+        reasons += ["uneven_spacing"] if np.ptp(gaps) > UNEVEN * median else []
+        reasons += ["most_slices_missing"] if gaps.sum() / median + 1 > 2 * slices else []
+        reasons += ["no_spacing"] if not LEAST_SPACING_MM < median < MOST_SPACING_MM else []
         axis = points[order[-1]] - points[order[0]]
         cosine = float(axis @ normal / np.linalg.norm(axis))
         reasons += ["tilted_gantry"] if cosine < np.cos(np.radians(TILT_DEGREES)) else []
-        spacing = [round(x, 5) for x in (*pixel, float(np.median(gaps)))] if pixel else None
+        spacing = [round(x, 5) for x in (*pixel, median)] if pixel else None
     plane = ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
     if np.abs(normal).max() < 0.9:
         plane = "oblique"

@@ -17,6 +17,7 @@ REASONS: Mapping[str, str] = {
     "one_position": "unusable",
     "no_position": "unusable",
     "no_spacing": "unusable",
+    "most_slices_missing": "unusable",
     "not_hounsfield": "unusable",
     "truncated": "unusable",
     "no_decoder": "unusable",
@@ -41,8 +42,8 @@ MIN_SLICES = 5
 """Fewer are too few to be a volume of the chest."""
 
 
-MOST_SPACING_MM = 100.0
-"""A larger spacing is a damaged header."""
+LEAST_SPACING_MM, MOST_SPACING_MM = 0.02, 100.0
+"""Other spacings are those of a damaged header, or in another unit than it says."""
 
 
 class Unreadable(Exception):

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from app.loading.images_header import MIN_SLICES, MOST_SPACING_MM, Acquired, Header, Unreadable, parse_moment
+from app.loading.images_header import (
+    LEAST_SPACING_MM,
+    MIN_SLICES,
+    MOST_SPACING_MM,
+    Acquired,
+    Header,
+    Unreadable,
+    parse_moment,
+)
 from app.loading.simulate_phantom import DESCRIPTION
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
@@ -81,10 +89,16 @@ def _has_spacing(image: Any) -> bool:
 
 def _geometry(affine: Any, unit: str) -> tuple[Any, Any]:
     """Spacing (3,) in mm and unit directions (3, 3)."""
-    scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    scaled = spacing * {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
+    if _plausible(spacing) and not _plausible(scaled):  # the unit is wrong, not the numbers
+        scaled = spacing
     with np.errstate(all="ignore"):
-        return spacing * scale, affine[:3, :3] / spacing
+        return scaled, affine[:3, :3] / spacing
+
+
+def _plausible(spacing: Any) -> bool:
+    return bool(((spacing > LEAST_SPACING_MM) & (spacing < MOST_SPACING_MM)).all())
 
 
 def _shape_reasons(shape: tuple[int, ...], spacing: Any, dtype: Any) -> list[str]:
@@ -93,7 +107,7 @@ def _shape_reasons(shape: tuple[int, ...], spacing: Any, dtype: Any) -> list[str
         reasons.append("not_three_dimensional")
     elif min(shape[:3]) < MIN_SLICES:
         reasons.append("too_few_slices")
-    if not ((spacing > 1e-3) & (spacing < MOST_SPACING_MM)).all():
+    if not _plausible(spacing):
         reasons.append("no_spacing")
     if dtype.kind not in "iuf":
         reasons.append("colour")

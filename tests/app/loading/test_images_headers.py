@@ -99,6 +99,11 @@ def unsigned_without_rescale(k: int, ds: FileDataset) -> None:
     ds.PixelRepresentation = 0
 
 
+def far_away(k: int, ds: FileDataset) -> None:
+    if k == 11:
+        ds.ImagePositionPatient = [*ds.ImagePositionPatient[:2], 100_000]
+
+
 def last_gap_doubled(k: int, ds: FileDataset) -> None:
     if k == 11:
         x, y, z = ds.ImagePositionPatient
@@ -119,6 +124,7 @@ CASES: list[tuple[str, Edit, str, set[str]]] = [
     ("junk", junk, "ok", set()),
     ("missing slice", lambda k, ds: k != 5, "suspect", {"uneven_spacing"}),
     ("last gap doubled", last_gap_doubled, "suspect", {"uneven_spacing"}),
+    ("far away", far_away, "unusable", {"uneven_spacing", "most_slices_missing"}),
     ("copy", copy_of("zz", None), "suspect", {"duplicate_slices"}),
     ("same position", copy_of("zz", "1.2.3.4"), "suspect", {"duplicate_positions"}),
     ("damaged", damaged, "suspect", {"damaged_slices"}),
@@ -313,6 +319,12 @@ def make_nifti(folder: Path, name: str) -> Path:
         image = nibabel.Nifti1Image(chest(), np.diag([0.003, 0.003, 0.003, 1]))
         image.header.set_xyzt_units("meter")
         image.to_filename(path)
+    if name == "not metres":
+        image = nibabel.Nifti1Image(chest(), affine)
+        image.header.set_xyzt_units("meter")
+        image.to_filename(path)
+    if name == "metres unsaid":
+        write_nifti(path, affine=np.diag([0.003, 0.003, 0.003, 1]))
     if name == "zero spacing":
         return with_header(path, 88, bytes(4))
     if name == "four dimensions":
@@ -346,6 +358,8 @@ def make_nifti(folder: Path, name: str) -> Path:
         ("forms disagree", "suspect", {"orientations_disagree"}),
         ("oblique", "suspect", {"oblique"}),
         ("metres", "suspect", {"not_millimetres"}),
+        ("not metres", "suspect", {"not_millimetres"}),
+        ("metres unsaid", "unusable", {"no_spacing"}),
         ("zero spacing", "unusable", {"no_spacing", "no_orientation"}),
         ("four dimensions", "unusable", {"not_three_dimensional"}),
         ("one slice", "unusable", {"too_few_slices"}),
