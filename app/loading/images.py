@@ -21,8 +21,16 @@ from app.loading.images_dicom import read_dicom
 from app.loading.images_header import Acquired, Header, Unreadable
 from app.loading.images_manifest import Entry, Manifest, Refusal, match_folder, read_manifest
 from app.loading.images_nifti import is_nifti, read_nifti
-from app.store.loads import FileRecord, LoadRow, Reject, lock_publishing, open_source, published_loads, record_load
-from app.store.loads import record_rejects as write_rejects
+from app.store.loads import (
+    FileRecord,
+    LoadRow,
+    Reject,
+    lock_publishing,
+    open_source,
+    published_loads,
+    record_load,
+    record_rejects,
+)
 from app.store.work import Work
 
 if TYPE_CHECKING:
@@ -220,23 +228,7 @@ def publish(
     """Put the scans in place of what the source showed before, in one transaction."""
     from app.loading import images_store as store
 
-    digest = _content_digest(request, file, scans, refusals)
-    rejects = [
-        Reject(table_name=TABLE, file=file.name, record=r.record, rule=r.rule, column_name=r.column) for r in refusals
-    ]
-    row = LoadRow(
-        kind="images",
-        mode="snapshot",
-        table_name=TABLE,
-        files=[file],
-        content_sha256=digest,
-        num_read=file.records,
-        num_loaded=len(scans),
-        rejects_by_rule=Counter(r.rule for r in refusals),
-        flags_by_rule=Counter(reason for s in scans for reason in s.header.reasons),
-        first_time=min((s.acquired.at for s in scans), default=None),
-        last_time=max((s.acquired.at for s in scans), default=None),
-    )
+    row = _load_row(request, file, scans, refusals)
     result: dict[str, Any] = {
         "source": request.source,
         "read": row.num_read,
@@ -246,40 +238,81 @@ def publish(
         "verdicts": dict(Counter(s.header.verdict for s in scans)),
         "reasons": dict(row.flags_by_rule),
     }
+    keys = {s.key for s in scans}
     with work.transaction() as connection:
         lock_publishing(connection, work.check)
         source_id = open_source(connection, request.source)
         published = published_loads(connection, source_id).get(TABLE)
-        simulated = any(s.header.simulated for s in scans)
-        old_folder = store.root_folder(connection, source_id, request.root)
-        store.describe(connection, source_id, request.root, request.folder, request.arbitrary_pairing, simulated)
-        if published and published.content_sha256 == digest:
-            nothing = {"load_id": published.load_id, "unchanged": True, "added": 0, "removed": 0, "gone": 0}
-            return result | nothing | {"summary": f"{len(scans):,} scans, unchanged"}
         before = store.current_keys(connection, source_id)
-        lost = before.keys() - {s.key for s in scans}
-        if request.allow_shrink or len(lost) <= SHRINK * len(before):
+        lost = before.keys() - keys
+        stops = len(lost) > SHRINK * len(before) and not request.allow_shrink
+        if stops:
+            _write_rejects(connection, None, work.job_id, file, refusals)
+        elif published and published.content_sha256 == row.content_sha256 and before.keys() == keys:
+            _describe(connection, source_id, request, scans)
+            result |= {"load_id": published.load_id, "unchanged": True, "added": 0, "removed": 0, "gone": 0}
+            result["summary"] = f"{len(scans):,} scans, unchanged"
+        else:
             load_id = record_load(connection, source_id, work.job_id, row)
-            write_rejects(connection, load_id, work.job_id, rejects)
-            store.put(connection, load_id, (s.values() for s in scans))
-            gone = store.remove(connection, [before[key] for key in lost])
-            if gone and old_folder not in (None, str(request.folder)):
-                store.keep_root(connection, source_id, request.root, old_folder, load_id)
-            store.supersede_others(connection, source_id, load_id)
-            added = len({s.key for s in scans} - before.keys())
-            return result | {
-                "load_id": load_id,
-                "unchanged": False,
-                "added": added,
-                "removed": len(lost) - gone,
-                "gone": gone,
-                "summary": f"{len(scans):,} scans ({added:,} new), {len(refusals):,} rows rejected",
-            }
-        write_rejects(connection, None, work.job_id, rejects)
-    raise InputError(
-        f"Expected the scans of source {request.source!r} again, but {len(lost):,} of {len(before):,} would vanish; "
-        "give --allow-shrink if that is meant, or another --source to keep both."
+            _write_rejects(connection, load_id, work.job_id, file, refusals)
+            gone = _replace(connection, source_id, load_id, request, scans, [before[key] for key in lost])
+            added, removed = len(keys - before.keys()), len(lost) - gone
+            result |= {"load_id": load_id, "unchanged": False, "added": added, "removed": removed, "gone": gone}
+            result["summary"] = f"{len(scans):,} scans ({added:,} new), {len(refusals):,} rows rejected"
+    if stops:
+        raise InputError(
+            f"Expected the scans of source {request.source!r} again, but {len(lost):,} of {len(before):,} would "
+            "vanish; give --allow-shrink if that is meant, or another --source to keep both."
+        )
+    return result
+
+
+def _load_row(request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal]) -> LoadRow:
+    return LoadRow(
+        kind="images",
+        mode="snapshot",
+        table_name=TABLE,
+        files=[file],
+        content_sha256=_content_digest(request, file, scans, refusals),
+        num_read=file.records,
+        num_loaded=len(scans),
+        rejects_by_rule=Counter(r.rule for r in refusals),
+        flags_by_rule=Counter(reason for s in scans for reason in s.header.reasons),
+        first_time=min((s.acquired.at for s in scans), default=None),
+        last_time=max((s.acquired.at for s in scans), default=None),
     )
+
+
+def _write_rejects(
+    connection: Connection, load_id: int | None, job_id: int | None, file: FileRecord, refusals: list[Refusal]
+) -> None:
+    rows = (
+        Reject(table_name=TABLE, file=file.name, record=r.record, rule=r.rule, column_name=r.column) for r in refusals
+    )
+    record_rejects(connection, load_id, job_id, rows)
+
+
+def _describe(connection: Connection, source_id: int, request: Request, scans: list[Scan]) -> None:
+    from app.loading.images_store import describe
+
+    simulated = any(s.header.simulated for s in scans)
+    describe(connection, source_id, request.root, request.folder, request.arbitrary_pairing, simulated)
+
+
+def _replace(
+    connection: Connection, source_id: int, load_id: int, request: Request, scans: list[Scan], lost: list[int]
+) -> int:
+    """Write the scans under `load_id` and take the lost ones away; how many of these had to stay."""
+    from app.loading import images_store as store
+
+    old_folder = store.root_folder(connection, source_id, request.root)
+    _describe(connection, source_id, request, scans)
+    store.put(connection, load_id, (s.values() for s in scans))
+    gone = store.remove(connection, lost)
+    if gone and old_folder not in (None, str(request.folder)):
+        store.keep_root(connection, source_id, request.root, old_folder, load_id)
+    store.supersede_others(connection, source_id, load_id)
+    return gone
 
 
 def _content_digest(request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal]) -> bytes:

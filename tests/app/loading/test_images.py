@@ -183,7 +183,9 @@ def test_a_changed_scan_keeps_its_key_and_loses_the_digest_of_its_voxels(
     assert (bytes(before["sha256"]), after["sha256"]) == (b"\x01", None)
 
 
-def test_a_load_that_would_take_scans_away_stops_unless_told_to(engine: Engine, work: Make, folder: Path) -> None:
+def test_a_load_that_would_take_scans_away_stops_unless_told_to(
+    engine: Engine, work: Make, folder: Path, tmp_path: Path
+) -> None:
     add_persons(engine, [1, 2])
     both = write_manifest(folder / "m.csv", "1,2015-02-03T10:11:12,a/one.nii.gz", "2,2016-02-03,b")
     load(work(path=str(both)))
@@ -191,7 +193,15 @@ def test_a_load_that_would_take_scans_away_stops_unless_told_to(engine: Engine, 
     one = write_manifest(folder / "less.csv", "1,2015-02-03T10:11:12,a/one.nii.gz")
     with pytest.raises(InputError, match="1 of 2 would vanish"):
         load(work(path=str(one)))
+    elsewhere = write_manifest(tmp_path / "m.csv", "9,2015-02-03T10:11:12,a/one.nii.gz")
+    with pytest.raises(InputError, match="2 of 2 would vanish"):
+        load(work(path=str(elsewhere), arbitrary_pairing=True))
     assert query(engine, IMAGES) == before
+    (source,) = query(engine, "SELECT * FROM ops.source WHERE name = 'images'")
+    assert source["details"]["roots"] == {"images": str(folder)}
+    assert not source["arbitrary_pairing"]
+    (reject,) = query(engine, "SELECT load_id, rule FROM ops.reject")
+    assert (reject["load_id"], reject["rule"]) == (None, "missing_file")
     result = load(work(path=str(one), allow_shrink=True))
     assert (result["removed"], result["gone"]) == (1, 0)
     assert [i["person_id"] for i in query(engine, IMAGES)] == [1]
