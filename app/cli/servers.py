@@ -16,6 +16,9 @@ from app.errors import InputError, StoreError
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
+MOST_SHOWN = 1000
+"""Rows of a table on the terminal."""
+
 db = typer.Typer(no_args_is_help=True, help="The schema of the store.", rich_markup_mode=None)
 
 
@@ -143,9 +146,7 @@ def sql(
         elif as_json:
             _write_json(target, answer.columns, answer.rows)
         else:
-            from app.cli.look import print_table
-
-            print_table([dict(zip(answer.columns, row, strict=True)) for row in answer.rows])
+            _print_rows(answer.columns, answer.rows)
 
 
 def worker(
@@ -268,6 +269,18 @@ def _target(output: Path | None) -> Iterator[IO[str]]:
         raise InputError(f"{output} cannot be written: {error.strerror}.") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _print_rows(columns: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    """A table to look at; nobody reads thousands of lines of one."""
+    from itertools import islice
+
+    from app.cli.look import print_table
+
+    shown = [dict(zip(columns, row, strict=True)) for row in islice(rows, MOST_SHOWN + 1)]
+    print_table(shown[:MOST_SHOWN])
+    if len(shown) > MOST_SHOWN:
+        print(f"lachesis: the first {MOST_SHOWN} rows; --csv, --json or -o FILE gives all.", file=sys.stderr)
 
 
 def _write_csv(target: IO[str], columns: list[str], rows: Iterator[tuple[Any, ...]]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from app.errors import InputError, StoreError
 from app.store.schema_version import first_line
@@ -49,8 +49,12 @@ def ask(url: str, statement: str) -> Iterator[Answer]:
         try:
             columns = _columns(connection, statement)
             # in chunks where libpq can, else row by row
-            rows = cursor.stream(statement, size=1000 if psycopg.capabilities.has_stream_chunked() else 1)
-            yield Answer(columns=columns, rows=rows)
+            rows = cast(
+                "Generator[tuple[Any, ...]]",
+                cursor.stream(statement, size=1000 if psycopg.capabilities.has_stream_chunked() else 1),
+            )
+            with closing(rows):  # else a reader that stops early leaves the connection locked
+                yield Answer(columns=columns, rows=rows)
         except psycopg.Error as error:
             raise InputError(_refusal(error)) from None
 

@@ -20,7 +20,7 @@ from app.errors import InputError, StoreError
 from app.settings import Settings
 
 Run = Callable[..., Result]
-SIX = "SELECT i AS n, NULLIF(i, 2) AS or_null, 'a,b' AS text, i > 1 AS more FROM generate_series(1, 3) i"
+ROWS = "SELECT i AS n, NULLIF(i, 2) AS or_null, 'a,b' AS text, i > 1 AS more FROM generate_series(1, 3) i"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def lachesis(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_sql_writes_csv_with_one_header_line_and_lf_line_ends(run: Run) -> None:
-    assert run("sql", SIX, "--csv").stdout_bytes == (
+    assert run("sql", ROWS, "--csv").stdout_bytes == (
         b'n,or_null,text,more\n1,1,"a,b",false\n2,,"a,b",true\n3,3,"a,b",true\n'
     )
 
@@ -73,9 +73,16 @@ def test_sql_writes_json_that_any_reader_takes(run: Run) -> None:
     }
 
 
+def test_sql_shows_a_table_that_can_be_read_and_says_how_to_get_the_rest(run: Run) -> None:
+    shown = run("sql", "SELECT i AS number FROM generate_series(1, 100000) i")
+    assert "number" in shown.stdout
+    assert 1000 < shown.stdout.count("\n") < 1010
+    assert "the first 1000 rows" in shown.stderr
+
+
 def test_sql_reads_a_file_and_writes_one_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
     question, answer = tmp_path / "question.sql", tmp_path / "answer.csv"
-    question.write_text("-- how many\n" + SIX + ";\n")
+    question.write_text("-- how many\n" + ROWS + ";\n")
     run("sql", "-f", str(question), "-o", str(answer))
     assert answer.read_text().count("\n") == 4
     question.write_text("SELECT 1 / (i - 2000) AS x FROM generate_series(1, 3000) i")
