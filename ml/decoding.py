@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
+FRAME_GROUPS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+)
 UNEVEN = 0.01
 """Slice distances that differ by a larger share are interpolated to even ones."""
 AIR = -1000
@@ -142,7 +148,10 @@ class _Slice:
     spacing: tuple[float, ...]
     """Of rows, then of columns, mm."""
     instance: int
-    frames: int
+    rescale: tuple[float, float]
+    """Slope and intercept."""
+    frame: int | None
+    """Which frame of a multi-frame file; None where the file is one image."""
     is_localizer: bool
 
     @property
@@ -166,7 +175,7 @@ def decode_dicom(path: Path) -> Decoded:
     if len(kept) < 2:
         raise Unreadable("Expected slices at two positions or more, got one position; is this a localizer?")
     along, points = along[kept], points[kept]
-    hu, count = np.stack([_hu(slices[i].file) for i in kept]), len(kept)
+    hu, count = _stack(slices[i] for i in kept), len(kept)
     gaps = np.diff(along)
     if np.ptp(gaps) > UNEVEN * np.median(gaps):
         if gaps.sum() / np.median(gaps) + 1 > 2 * count:
@@ -197,36 +206,56 @@ def _read_headers(path: Path) -> list[_Slice]:
 
     config.settings.reading_validation_mode = config.IGNORE  # its warnings would show values
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    found = [one for file in _files(path) if (one := _read_header(file)) is not None]
+    found = [one for file in _files(path) for one in _read_header(file)]
     if not found:
         raise Unreadable("Expected a DICOM series of modality CT, found no CT image there.")
-    single = [one for one in found if one.frames <= 1]
-    if not single:
-        raise Unreadable("Expected one slice a file, got a multi-frame object; convert it to single frames or NIfTI.")
-    return single
+    return found
 
 
-def _read_header(file: Path) -> _Slice | None:
+def _read_header(file: Path) -> list[_Slice]:
+    """The CT images of one file: one, or the frames of an enhanced CT object."""
     import pydicom
 
     try:
         ds = pydicom.dcmread(file, stop_before_pixels=True)
         if (ds.get("Modality") or "CT") != "CT":
-            return None
-        return _Slice(
-            file=file,
-            series=str(ds.get("SeriesInstanceUID") or ""),
-            uid=str(ds.get("SOPInstanceUID") or file.name),
-            shape=(int(ds.Rows), int(ds.Columns)),
-            orientation=tuple(float(x) for x in ds.get("ImageOrientationPatient") or ()),
-            position=tuple(float(x) for x in ds.get("ImagePositionPatient") or ()),
-            spacing=tuple(float(x) for x in ds.get("PixelSpacing") or ()),
-            instance=int(ds.get("InstanceNumber") or 0),
-            frames=int(ds.get("NumberOfFrames") or 1),
-            is_localizer="LOCALIZER" in (ds.get("ImageType") or ()),
-        )
+            return []
+        frames = int(ds.get("NumberOfFrames") or 1)
+        if frames > 1 or "PerFrameFunctionalGroupsSequence" in ds:
+            return [_slice(file, ds, _frame_groups(ds, k), k) for k in range(frames)]
+        return [_slice(file, ds, ds, None)]
     except Exception:  # not DICOM, not an image, or damaged in one of many ways
-        return None
+        return []
+
+
+def _frame_groups(ds: Any, frame: int) -> Any:
+    """What an enhanced object says of one frame, for itself or for all, as one flat data set."""
+    from pydicom import Dataset
+
+    flat = Dataset()
+    for group in (ds.SharedFunctionalGroupsSequence[0], ds.PerFrameFunctionalGroupsSequence[frame]):
+        for name in FRAME_GROUPS:
+            if group.get(name):
+                flat.update(group[name][0])
+    return flat
+
+
+def _slice(file: Path, ds: Any, place: Any, frame: int | None) -> _Slice:
+    """An image; `place` holds what tells its position, spacing and rescale."""
+    uid = str(ds.get("SOPInstanceUID") or file.name)
+    return _Slice(
+        file=file,
+        series=str(ds.get("SeriesInstanceUID") or ""),
+        uid=uid if frame is None else f"{uid}.{frame}",
+        shape=(int(ds.Rows), int(ds.Columns)),
+        orientation=tuple(float(x) for x in place.get("ImageOrientationPatient") or ()),
+        position=tuple(float(x) for x in place.get("ImagePositionPatient") or ()),
+        spacing=tuple(float(x) for x in place.get("PixelSpacing") or ()),
+        instance=int(ds.get("InstanceNumber") or 0) if frame is None else frame,
+        rescale=(float(place.get("RescaleSlope") or 1), float(place.get("RescaleIntercept") or 0)),
+        frame=frame,
+        is_localizer="LOCALIZER" in (ds.get("ImageType") or ()),
+    )
 
 
 def _files(path: Path) -> list[Path]:
@@ -256,22 +285,34 @@ def _chosen(found: list[_Slice]) -> list[_Slice]:
     return list({one.uid: one for one in reversed(images)}.values())[::-1]
 
 
-def _hu(file: Path) -> NDArray[np.int16]:
-    """Pixels of a slice, rescaled by its own slope and intercept."""
+def _stack(slices: Iterable[_Slice]) -> NDArray[np.int16]:
+    """(K, rows, columns) HU, each slice by its own slope and intercept."""
+    found, file, pixels = [], None, np.empty(0)
+    for one in slices:
+        if one.file != file:
+            file, pixels = one.file, _pixels(one.file)
+        image = pixels[one.frame] if one.frame is not None and pixels.ndim == 3 else pixels
+        if image.ndim != 2:
+            raise Unreadable(f"Expected one grey value a pixel, got pixels of shape {image.shape}.")
+        slope, intercept = one.rescale
+        if slope == 1 and intercept.is_integer():
+            found.append(to_int16(image.astype(np.int32) + int(intercept)))
+        else:
+            found.append(to_int16(image.astype(np.float32) * slope + intercept))
+    return np.stack(found)
+
+
+def _pixels(file: Path) -> NDArray[Any]:
+    """Stored values of a file: (rows, columns), with frames before and samples behind where there are any."""
     import pydicom
 
     dataset = pydicom.dcmread(file)
     syntax = getattr(getattr(dataset.file_meta, "TransferSyntaxUID", None), "name", "no transfer syntax")
     try:
-        pixels = dataset.pixel_array
+        pixels: NDArray[Any] = dataset.pixel_array
     except Exception as error:  # decoders of many libraries raise whatever they please
         raise Unreadable(
             f"Expected pixel data that can be decoded ({syntax}), got {type(error).__name__}; "
             "convert the series or install a decoder."
         ) from error
-    if pixels.ndim != 2:
-        raise Unreadable(f"Expected one grey value a pixel, got pixels of shape {pixels.shape[-1:]}.")
-    slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
-    if slope == 1 and intercept.is_integer():
-        return to_int16(pixels.astype(np.int32) + int(intercept))
-    return to_int16(pixels.astype(np.float32) * slope + intercept)
+    return pixels

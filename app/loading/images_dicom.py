@@ -43,8 +43,14 @@ _NUMBER = (
     *("BitsAllocated", "Columns", "GantryDetectorTilt", "InstanceNumber", "KVP", "NumberOfFrames"),
     *("PixelRepresentation", "RescaleIntercept", "RescaleSlope", "Rows", "SamplesPerPixel", "SliceThickness"),
 )
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_FRAME_GROUPS = (
+    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
+    *("PixelValueTransformationSequence", "CTReconstructionSequence"),
+)
+"""Where an enhanced CT object keeps what other images have at the top, for each frame or for all."""
 _NUMBERS = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
-TAGS = (*_TEXT, *_NUMBER, *_NUMBERS, "ImageType")
+TAGS = (*_TEXT, *_NUMBER, *_NUMBERS, *_GROUPS, "ImageType")
 
 Image = dict[str, Any]
 """Attributes of one image by keyword, those that have a value: text, float or list of float; beside them `file`,
@@ -69,7 +75,7 @@ def read_dicom(path: Path) -> Header:
         raise Unreadable("missing_file")
     _be_quiet()
     reasons: list[str] = []
-    found = [image for file in series_files(path) if (image := _read(file, reasons))]
+    found = [image for file in series_files(path) for image in _read(file, reasons)]
     if not found:
         raise Unreadable("unreadable_file")
     images = _choose(found, reasons)
@@ -101,8 +107,9 @@ def _be_quiet() -> None:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
-def _read(file: Path, reasons: list[str]) -> Image | None:
-    """Header of one image; None for anything else, and for a damaged one, which goes to `reasons`."""
+def _read(file: Path, reasons: list[str]) -> list[Image]:
+    """The images of a file: one, or the frames of an enhanced CT object. None of
+    anything else, nor of a damaged one, which goes to `reasons`."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
@@ -110,25 +117,41 @@ def _read(file: Path, reasons: list[str]) -> Image | None:
         with file.open("rb") as stream:
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[*TAGS])
             left = file.stat().st_size - stream.tell()  # the stream stands where the pixels begin
-        values: Image = {tag: _text(value) for tag in _TEXT if (value := dataset.get(tag)) is not None}
-        values |= {tag: float(value) for tag in _NUMBER if (value := dataset.get(tag)) not in (None, "")}
-        values |= {tag: [float(x) for x in value] for tag in _NUMBERS if (value := dataset.get(tag)) is not None}
-        kinds = dataset.get("ImageType") or ()
         syntax = dataset.file_meta.get("TransferSyntaxUID")
+        common = {
+            "file": file.name,
+            "syntax": str(syntax) if syntax else None,
+            "bytes_left": left,
+            "is_localizer": "LOCALIZER" in (dataset.get("ImageType") or ()),
+        }
+        images = [_values(dataset) | common]
+        if _GROUPS[1] in dataset:
+            frames = range(int(images[0].get("NumberOfFrames", 1)))
+            images = [images[0] | _frame(dataset, images[0], k) for k in frames]
     except InvalidDicomError:
-        return None
+        return []
     except Exception:  # a damaged file makes the library raise almost anything
         reasons.append("damaged_slices")
-        return None
-    if not {"Rows", "Columns"} <= values.keys():
-        return None
-    values = {tag: value for tag, value in values.items() if value not in (None, [])}
-    return values | {
-        "file": file.name,
-        "syntax": str(syntax) if syntax else None,
-        "bytes_left": left,
-        "is_localizer": "LOCALIZER" in kinds,
-    }
+        return []
+    return [image for image in images if {"Rows", "Columns"} <= image.keys()]
+
+
+def _values(dataset: Any) -> Image:
+    values: Image = {tag: _text(value) for tag in _TEXT if (value := dataset.get(tag)) is not None}
+    values |= {tag: float(value) for tag in _NUMBER if (value := dataset.get(tag)) not in (None, "")}
+    values |= {tag: [float(x) for x in value] for tag in _NUMBERS if (value := dataset.get(tag)) is not None}
+    return {tag: value for tag, value in values.items() if value not in (None, [])}
+
+
+def _frame(dataset: Any, image: Image, frame: int) -> Image:
+    """What an enhanced object says of one frame beside what it says of all."""
+    values: Image = {}
+    for group in (dataset[_GROUPS[0]][0], dataset[_GROUPS[1]][frame]):
+        for name in _FRAME_GROUPS:
+            if group.get(name):
+                values |= _values(group[name][0])
+    uid = image.get("SOPInstanceUID", image["file"])
+    return values | {"SOPInstanceUID": f"{uid}.{frame}", "InstanceNumber": float(frame), "is_frame": True}
 
 
 def _text(value: Any) -> str | None:
@@ -139,7 +162,7 @@ def _text(value: Any) -> str | None:
 def _choose(found: list[Image], reasons: list[str]) -> list[Image]:
     """The images that make the series, each once; why others were left out goes to `reasons`."""
     ct = [i for i in found if i.get("Modality", "CT") == "CT"]
-    single = [i for i in ct if i.get("NumberOfFrames", 1) <= 1]
+    single = [i for i in ct if i.get("NumberOfFrames", 1) <= 1 or "is_frame" in i]
     if not single:
         reasons.append("multi_frame" if ct else "not_ct")
         return ct or found
@@ -250,7 +273,8 @@ def _is_truncated(image: Image) -> bool:
     if not syntax.is_transfer_syntax or syntax.is_compressed:
         return False
     start = 8 if syntax.is_implicit_VR else 12  # tag, type and length stand before the pixels
-    needed = image["Rows"] * image["Columns"] * image.get("BitsAllocated", 8) // 8
+    frames = max(1, image.get("NumberOfFrames", 1))
+    needed = frames * image["Rows"] * image["Columns"] * image.get("BitsAllocated", 8) // 8
     return bool(image["bytes_left"] - start < needed)
 
 

@@ -16,7 +16,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 from app.loading.simulate_ehr import person
 from app.loading.simulate_phantom import phantom, write_phantom
 from ml.volumes import STANDARD, TINY, Volume, VolumeRecipe, read_volume
-from tests.app.loading.scans import chest, set_pixels, write_dicom, write_nifti
+from tests.app.loading.scans import chest, set_pixels, write_dicom, write_enhanced, write_nifti
 
 SMALL = VolumeRecipe((12, 16, 14), 3.0)
 
@@ -60,6 +60,12 @@ def test_a_dicom_series_equals_the_same_scan_as_nifti(tmp_path: Path) -> None:
     np.testing.assert_array_equal(series.voxels, native(chest()))
     assert series.content_sha256 == file.content_sha256
     assert series.z_coverage == 12 * 3  # from positions: the slice thickness says 5 mm
+
+
+def test_an_enhanced_object_equals_the_same_slices_one_by_one(tmp_path: Path) -> None:
+    volume = read(write_enhanced(tmp_path))
+    np.testing.assert_array_equal(volume.voxels, native(chest()))
+    assert volume.content_sha256 == read(tmp_path / "frames").content_sha256
 
 
 def per_slice_rescale(k: int, ds: FileDataset) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
 def chest(shape: tuple[int, int, int] = (14, 16, 12), seed: int = 0) -> np.ndarray:
@@ -73,3 +73,35 @@ def set_pixels(ds: FileDataset, hu: np.ndarray) -> None:
     """Store HU by the slice's own rescale."""
     stored = (hu.astype(np.float64) - float(ds.RescaleIntercept)) / float(ds.RescaleSlope)
     ds.PixelData = np.rint(stored).astype("<i2").tobytes()
+
+
+def write_enhanced(folder: Path, hu: np.ndarray | None = None) -> Path:
+    """The same series as one enhanced CT object, its frames out of order and each with a rescale of its own."""
+    voxels = chest() if hu is None else hu
+    series = write_dicom(folder / "frames", voxels)
+    slices = [pydicom.dcmread(file) for file in sorted(series.iterdir())]
+    one, order = slices[0].copy(), [*range(1, len(slices), 2), *range(0, len(slices), 2)]
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = one.PixelSpacing, one.SliceThickness
+    orientation.ImageOrientationPatient = one.ImageOrientationPatient
+    shared = Dataset()
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    frames, pixels = [], b""
+    for k in order:
+        position, values, frame = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = slices[k].ImagePositionPatient
+        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 1, -1000 - k, "HU"
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [position], [values]
+        frames.append(frame)
+        slices[k].RescaleIntercept = -1000 - k
+        set_pixels(slices[k], voxels[::-1, ::-1, k].T)
+        pixels += slices[k].PixelData
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    one.SharedFunctionalGroupsSequence, one.PerFrameFunctionalGroupsSequence = [shared], frames
+    one.NumberOfFrames, one.PixelData = len(frames), pixels
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(one, name)
+    target = folder / "enhanced"
+    target.mkdir()
+    pydicom.dcmwrite(target / "all.dcm", one)
+    return target

@@ -20,7 +20,7 @@ from app.loading.images_dicom import read_dicom
 from app.loading.images_header import REASONS, Header, Unreadable, parse_moment
 from app.loading.images_nifti import read_nifti
 from ml.volumes import VolumeRecipe, read_volume
-from tests.app.loading.scans import chest, set_pixels, write_dicom, write_nifti
+from tests.app.loading.scans import chest, set_pixels, write_dicom, write_enhanced, write_nifti
 
 RECIPE = VolumeRecipe((12, 16, 14), 3.0)
 
@@ -138,7 +138,7 @@ CASES: list[tuple[str, Edit, str, set[str]]] = [
     ("no modality", fields(Modality=None), "ok", set()),
     ("localizer", fields(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "unusable", {"localizer"}),
     ("modality", fields(Modality="PT"), "unusable", {"not_ct"}),
-    ("frames", fields(NumberOfFrames=2), "unusable", {"multi_frame"}),
+    ("frames without groups", fields(NumberOfFrames=2), "unusable", {"multi_frame", "truncated"}),
     ("no position", fields(lambda k: k == 2, ImagePositionPatient=None), "unusable", {"no_position"}),
     ("one position", fields(ImagePositionPatient=[0, 0, 0]), "unusable", {"one_position", "too_few_slices"}),
     ("two slices", lambda k, ds: k < 2, "unusable", {"too_few_slices"}),
@@ -207,6 +207,18 @@ def test_damaged_headers_are_refused_without_a_word_of_what_is_in_them(
 
 def test_every_reason_is_one_of_those_listed() -> None:
     assert {reason for *_, reasons in CASES for reason in reasons} <= REASONS.keys()
+
+
+def test_an_enhanced_object_reads_as_its_slices_one_by_one(tmp_path: Path) -> None:
+    folder = write_enhanced(tmp_path)
+    enhanced, plain = read_dicom(folder), read_dicom(tmp_path / "frames")
+    assert enhanced.verdict == "ok"
+    for name in ("rows", "columns", "slices", "spacing_mm", "slice_thickness_mm", "orientation", "hu_state"):
+        assert getattr(enhanced, name) == getattr(plain, name)
+    agrees(enhanced, folder)
+    file = folder / "all.dcm"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert read_dicom(folder).reasons == ("truncated",)
 
 
 def test_geometry_of_a_sagittal_series_with_its_slices_apart(tmp_path: Path) -> None:
