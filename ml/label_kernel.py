@@ -1,6 +1,7 @@
 """The kernel of the label engine: packed timelines in, sparse labels out, one pass a scan. Imported only to label.
 
-Times are int64 seconds since 1970; a coded time is seconds * 2 + date_only. Shape suffixes: N = member, K = task.
+Times are int64 seconds since 1970; a coded time is seconds * 2 + date_only. Shapes: N = member, K = task, G = rule
+(tasks with equal rules share one), R = clock.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ NEVER = np.iinfo(np.int64).max
 PRIOR_FLAG, VISIT_FLAG = 1, 2
 EVENT, COMPETING, CENSORED, PRIOR, INELIGIBLE = range(5)
 
-# Columns of the task table (K, 9) and of the member table (N, 10); both int64.
+# Columns of the rule table (G, 9), the member table (N, 10) and the clock table (N, R, 2); all int64.
 START, LOOK_BACK, SAME_DAY_AFTER, EXCLUDES_PRIOR, COMPETES, TO_DATA_CUT, WASHOUT, MIN_FOLLOW_UP, CLOCK = range(9)
 INDEX, END, CUT_END, DEATH, ELIGIBLE, OBSERVED, VISIT_FROM, VISIT_TO, SPLIT, PERSON_ROW = range(10)
-# Columns of the clock table (N, clocks, 2): where that clock starts, and 1 where the member is ineligible for it.
-STARTS, BARRED = range(2)
+STARTS, BARRED_BY_CLOCK = range(2)
+# Columns of what a rule means at one member (G, 5).
+OPENS, LAST, BARRED, OTHERWISE, AT_RISK_UNTIL = range(5)
 
 NOT_STARTED = -NEVER
 """In the clock table: the clock starts at the index."""
@@ -66,93 +68,120 @@ def day_of(second: int) -> int:
 
 
 @compiled
-def gather(
-    times: NDArray[np.int64],
+def group_events(
     concepts: NDArray[np.int32],
-    table: NDArray[np.int32],
+    lookup: NDArray[np.int32],
+    touched: NDArray[np.int32],
+    head: NDArray[np.int64],
+    tail: NDArray[np.int64],
+    following: NDArray[np.int64],
+) -> int:
+    """Chain a person's events by concept, in their order: `head` of each concept's row, then `following`.
+
+    The number of rows touched, whose heads are set (all heads are -1 before).
+    """
+    used = 0
+    for j in range(len(concepts)):
+        row = look_up(concepts[j], lookup)
+        if row < 0:
+            continue
+        following[j] = -1
+        if head[row] < 0:
+            head[row] = j
+            touched[used] = row
+            used += 1
+        else:
+            following[tail[row]] = j
+        tail[row] = j
+    return used
+
+
+@compiled
+def apply_rules(
+    rules: NDArray[np.int64], member: NDArray[np.int64], clocks: NDArray[np.int64], here: NDArray[np.int64]
+) -> None:
+    """What each rule means at one member: its window (opens, last], and the status of a task without any event."""
+    index = member[INDEX]
+    for g in range(len(rules)):
+        rule = rules[g]
+        clock = rule[CLOCK]
+        start, barred = index, 0
+        if clock >= 0 and clocks[clock, STARTS] != NOT_STARTED:
+            start = clocks[clock, STARTS]
+        if clock >= 0 and clocks[clock, BARRED_BY_CLOCK] == 1:
+            barred = 1
+        opens = start + rule[START]
+        last = member[CUT_END] if rule[TO_DATA_CUT] == 1 else member[END]
+        ended_by_death = member[DEATH] != NEVER and member[DEATH] == last
+        if last - index < rule[MIN_FOLLOW_UP] and not ended_by_death:
+            barred = 1
+        if index - member[OBSERVED] < rule[WASHOUT]:
+            barred = 1
+        status, until = CENSORED, last
+        if member[ELIGIBLE] == 0 or barred == 1 or last <= opens:
+            status = INELIGIBLE
+        elif rule[COMPETES] == 1 and member[DEATH] <= last:
+            status, until = COMPETING, member[DEATH]
+        here[g, OPENS], here[g, LAST], here[g, BARRED] = opens, last, barred
+        here[g, OTHERWISE], here[g, AT_RISK_UNTIL] = status, until
+
+
+@compiled
+def read_chain(
+    first: int,
+    following: NDArray[np.int64],
+    times: NDArray[np.int64],
+    rule: NDArray[np.int64],
+    here: NDArray[np.int64],
+    member: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Earliest outcome among one concept's events under one rule (NEVER: none), and flags of history and visit."""
+    index, opens, last = member[INDEX], here[OPENS], here[LAST]
+    index_day, visit_last_day = day_of(index), day_of(member[VISIT_TO])
+    best, flags, j = NEVER, 0, first
+    while j >= 0:
+        second, date_only = times[j] >> 1, times[j] & 1
+        if second >= member[VISIT_FROM] and (
+            second <= member[VISIT_TO] or (date_only == 1 and day_of(second) == visit_last_day)
+        ):
+            flags |= VISIT_FLAG
+        same_day = date_only == 1 and day_of(second) == index_day and rule[SAME_DAY_AFTER] == 0
+        if second <= opens or same_day:
+            if second >= index - rule[LOOK_BACK]:
+                flags |= PRIOR_FLAG
+        elif second <= last and second < best:
+            best = second
+        j = following[j]
+    return best, flags
+
+
+@compiled
+def gather(
+    touched: NDArray[np.int32],
+    head: NDArray[np.int64],
+    following: NDArray[np.int64],
+    times: NDArray[np.int64],
     ptr: NDArray[np.int64],
     tasks: NDArray[np.int16],
-    task: NDArray[np.int64],
+    rule_of: NDArray[np.int16],
+    rules: NDArray[np.int64],
+    here: NDArray[np.int64],
     member: NDArray[np.int64],
-    opens: NDArray[np.int64],
-    last: NDArray[np.int64],
     first: NDArray[np.int64],
     flags: NDArray[np.uint8],
 ) -> None:
-    """One pass over a person's events: the first outcome (K,) in each window, and flags (K,) of history and visit."""
-    index = member[INDEX]
-    index_day = day_of(index)
-    visit_last_day = day_of(member[VISIT_TO])
-    for j in range(len(times)):
-        row = look_up(concepts[j], table)
-        if row < 0:
-            continue
-        second = times[j] >> 1
-        date_only = times[j] & 1
-        ambiguous = date_only == 1 and day_of(second) == index_day
-        in_visit = second >= member[VISIT_FROM] and (
-            second <= member[VISIT_TO] or (date_only == 1 and day_of(second) == visit_last_day)
-        )
+    """Each task's first outcome (K,) and flags (K,) at one member; a concept's tasks of one rule follow each other."""
+    for row in touched:
+        before, best, flag = -1, NEVER, 0
         for q in range(ptr[row], ptr[row + 1]):
             k = tasks[q]
-            if in_visit:
-                flags[k] |= VISIT_FLAG
-            if second <= opens[k] or (ambiguous and task[k, SAME_DAY_AFTER] == 0):
-                if second >= index - task[k, LOOK_BACK]:
-                    flags[k] |= PRIOR_FLAG
-            elif second <= last[k] and second < first[k]:
-                first[k] = second
-
-
-@compiled
-def open_windows(
-    task: NDArray[np.int64],
-    member: NDArray[np.int64],
-    clocks: NDArray[np.int64],
-    opens: NDArray[np.int64],
-    last: NDArray[np.int64],
-    barred: NDArray[np.uint8],
-) -> None:
-    """Each task's window (opens, last] (K,) at one member, in seconds since 1970, and which tasks bar the member."""
-    index = member[INDEX]
-    for k in range(len(task)):
-        clock = task[k, CLOCK]
-        start = index
-        barred[k] = 0
-        if clock >= 0 and clocks[clock, STARTS] != NOT_STARTED:
-            start = clocks[clock, STARTS]
-        if clock >= 0 and clocks[clock, BARRED] == 1:
-            barred[k] = 1
-        opens[k] = start + task[k, START]
-        last[k] = member[CUT_END] if task[k, TO_DATA_CUT] == 1 else member[END]
-        ended_by_death = member[DEATH] != NEVER and member[DEATH] == last[k]
-        if last[k] - index < task[k, MIN_FOLLOW_UP] and not ended_by_death:
-            barred[k] = 1
-        if index - member[OBSERVED] < task[k, WASHOUT]:
-            barred[k] = 1
-
-
-@compiled
-def status_of(
-    k: int,
-    task: NDArray[np.int64],
-    member: NDArray[np.int64],
-    opens: int,
-    last: int,
-    barred: int,
-    first: int,
-    flag: int,
-) -> int:
-    """The first of ineligible, prior, event, competing and censored that holds."""
-    if member[ELIGIBLE] == 0 or barred == 1 or last <= opens:
-        return INELIGIBLE
-    if task[k, EXCLUDES_PRIOR] == 1 and flag & PRIOR_FLAG:
-        return PRIOR
-    if first != NEVER:
-        return EVENT
-    if task[k, COMPETES] == 1 and member[DEATH] <= last:
-        return COMPETING
-    return CENSORED
+            g = rule_of[k]
+            if g != before:
+                best, flag = read_chain(head[row], following, times, rules[g], here[g], member)
+                before = g
+            if best < first[k]:
+                first[k] = best
+            flags[k] |= flag
 
 
 @compiled
@@ -161,10 +190,11 @@ def label_members(
     times: NDArray[np.int64],
     concepts: NDArray[np.int32],
     person_ptr: NDArray[np.int64],
-    table: NDArray[np.int32],
+    lookup: NDArray[np.int32],
     ptr: NDArray[np.int64],
     tasks: NDArray[np.int16],
-    task: NDArray[np.int64],
+    rule_of: NDArray[np.int16],
+    rules: NDArray[np.int64],
     members: NDArray[np.int64],
     clocks: NDArray[np.int64],
     out_task: NDArray[np.int16],
@@ -175,49 +205,59 @@ def label_members(
 ) -> int:
     """Label members from row `begin` on; the row after the last one that fitted into the output.
 
-    Output lists, by first axis: 0 events, 1 priors, 2 ineligibles, 3 windows, 4 visits; `out_ptr` is (5, N + 1) and
-    `out_task` (5, capacity), `out_seconds` (2, capacity) for events and windows. `counts` (K, 3, 5, 3) gathers scans,
-    persons and seconds at risk by task, split and status; `seen` (K, 5) holds the person counted last (members of a
-    person follow each other).
+    Output lists, by first axis: 0 events, 1 priors, 2 ineligibles, 3 windows, 4 visits; `out_ptr` is (5, N + 1),
+    `out_task` (5, capacity), and `out_seconds` (2, capacity) holds those of events and windows. `counts` (3, 5, 3, K)
+    gathers scans, persons and seconds at risk by split and status; `seen` (5, K) holds the person counted last
+    (members of a person follow each other).
     """
-    num_tasks = len(task)
-    opens, last = np.empty(num_tasks, np.int64), np.empty(num_tasks, np.int64)
-    first = np.full(num_tasks, NEVER, np.int64)
-    flags, barred = np.zeros(num_tasks, np.uint8), np.zeros(num_tasks, np.uint8)
-    capacity = out_task.shape[1]
+    num_tasks, capacity = len(rule_of), out_task.shape[1]
+    here = np.empty((len(rules), 5), np.int64)
+    first, flags = np.full(num_tasks, NEVER, np.int64), np.zeros(num_tasks, np.uint8)
+    head, tail = np.full(len(ptr), -1, np.int64), np.empty(len(ptr), np.int64)
+    touched, num_touched, lo, hi, person = np.empty(len(ptr), np.int32), 0, 0, 0, -1
+    following = np.empty(np.diff(person_ptr).max() if len(person_ptr) > 1 else 0, np.int64)
     used = out_ptr[:, begin].copy()
     for n in range(begin, len(members)):
         if used.max() + num_tasks > capacity:
             return n
         member = members[n]
-        open_windows(task, member, clocks[n], opens, last, barred)
-        lo, hi = person_ptr[member[PERSON_ROW]], person_ptr[member[PERSON_ROW] + 1]
-        gather(times[lo:hi], concepts[lo:hi], table, ptr, tasks, task, member, opens, last, first, flags)
+        if member[PERSON_ROW] != person:
+            person = member[PERSON_ROW]
+            head[touched[:num_touched]] = -1
+            lo, hi = person_ptr[person], person_ptr[person + 1]
+            num_touched = group_events(concepts[lo:hi], lookup, touched, head, tail, following)
+        apply_rules(rules, member, clocks[n], here)
+        gather(
+            touched[:num_touched], head, following, times[lo:hi], ptr, tasks, rule_of, rules, here, member, first, flags
+        )
+        count = counts[member[SPLIT]]
         for k in range(num_tasks):
-            status = status_of(k, task, member, opens[k], last[k], barred[k], first[k], flags[k])
-            count = counts[k, member[SPLIT], status]
-            count[0] += 1
-            if seen[k, status] != member[PERSON_ROW]:
-                seen[k, status] = member[PERSON_ROW]
-                count[1] += 1
-            if status <= CENSORED:
-                stop = first[k] if status == EVENT else member[DEATH] if status == COMPETING else last[k]
-                count[2] += stop - opens[k]
-            if status == EVENT:
-                out_task[0, used[0]], out_seconds[0, used[0]] = k, first[k] - member[INDEX]
-                used[0] += 1
+            g = rule_of[k]
+            status, until = here[g, OTHERWISE], here[g, AT_RISK_UNTIL]
             if flags[k] & PRIOR_FLAG:
                 out_task[1, used[1]] = k
                 used[1] += 1
-            if barred[k] == 1 and member[ELIGIBLE] == 1:
-                out_task[2, used[2]] = k
-                used[2] += 1
-            if opens[k] != member[INDEX] + task[k, START]:
-                out_task[3, used[3]], out_seconds[1, used[3]] = k, opens[k] - member[INDEX]
-                used[3] += 1
+                if rules[g, EXCLUDES_PRIOR] == 1 and status != INELIGIBLE:
+                    status = PRIOR
+            if first[k] != NEVER and status != INELIGIBLE and status != PRIOR:
+                status, until = EVENT, first[k]
+                out_task[0, used[0]], out_seconds[0, used[0]] = k, first[k] - member[INDEX]
+                used[0] += 1
             if flags[k] & VISIT_FLAG:
                 out_task[4, used[4]] = k
                 used[4] += 1
+            if here[g, BARRED] == 1 and member[ELIGIBLE] == 1:
+                out_task[2, used[2]] = k
+                used[2] += 1
+            if here[g, OPENS] != member[INDEX] + rules[g, START]:
+                out_task[3, used[3]], out_seconds[1, used[3]] = k, here[g, OPENS] - member[INDEX]
+                used[3] += 1
+            count[status, 0, k] += 1
+            if seen[status, k] != person:
+                seen[status, k] = person
+                count[status, 1, k] += 1
+            if status <= CENSORED:
+                count[status, 2, k] += until - here[g, OPENS]
             first[k], flags[k] = NEVER, 0
         out_ptr[:, n + 1] = used
     return len(members)

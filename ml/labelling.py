@@ -167,6 +167,11 @@ class ConceptTasks:
             task=task[order].astype(np.int16),
         )
 
+    def sorted_by(self, rule_of: NDArray[np.int16]) -> NDArray[np.int16]:
+        """`task` with each concept's tasks of one rule next to each other."""
+        concept = np.repeat(np.arange(len(self.concept)), np.diff(self.ptr))
+        return self.task[np.lexsort((self.task, rule_of[self.task], concept))]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberRows:
@@ -215,12 +220,16 @@ class Labeller:
     def __init__(self, rules: TaskRules, concept_tasks: ConceptTasks) -> None:
         from ml import label_kernel
 
-        self.rules, self.concept_tasks, self.kernel = rules.table(), concept_tasks, label_kernel
+        self.kernel = label_kernel
+        table, rule_of = np.unique(rules.table(), axis=0, return_inverse=True)
+        self.rules, self.rule_of = np.ascontiguousarray(table), rule_of.reshape(-1).astype(np.int16)
+        self.ptr, self.task = concept_tasks.ptr, concept_tasks.sorted_by(self.rule_of)
         size = 1 << max(4, int(2 * len(concept_tasks.concept)).bit_length())
         self.lookup = np.full((size, 2), -1, np.int32)
         label_kernel.fill_table(concept_tasks.concept, self.lookup)
-        self.counts = np.zeros((len(self.rules), 3, len(STATUSES), 3), np.int64)
-        """(K, split, status, 3): members, persons and seconds at risk inside the window, so far."""
+        self.counts = np.zeros((3, len(STATUSES), 3, len(self.rule_of)), np.int64)
+        """(split, status, 3, K): members, persons and seconds at risk inside the window, so far."""
+        self.out_task, self.out_seconds = np.empty((5, 0), np.int16), np.empty((2, 0), np.int64)
 
     def label(
         self,
@@ -231,35 +240,41 @@ class Labeller:
     ) -> SparseLabels:
         """Labels of members whose persons' events are `times` (coded: seconds * 2 + date_only) and `concepts`.
 
-        All members of a person must be in one call. Raises ValueError where the arrays do not fit each other.
+        All members of a person must be in one call, one after the other. Raises ValueError where the arrays do not
+        fit each other.
         """
-        num_members, num_tasks = len(members.index), len(self.rules)
+        num_members, num_tasks = len(members.index), len(self.rule_of)
         if len(times) != len(concepts) or person_ptr[-1] != len(times):
             raise ValueError(
                 f"Expected as many times as concepts as the stretches hold, got {len(times)}, {len(concepts)} and "
                 f"{person_ptr[-1]}."
             )
-        capacity = num_tasks * 4 + num_members * min(num_tasks, 1024)
-        out_task, out_seconds = np.empty((5, capacity), np.int16), np.empty((2, capacity), np.int64)
+        self._make_room(num_tasks * 4 + num_members * min(num_tasks, 512))
         out_ptr = np.zeros((5, num_members + 1), np.int64)
-        seen = np.full((num_tasks, len(STATUSES)), -1, np.int32)
+        seen = np.full((len(STATUSES), num_tasks), -1, np.int32)
         table, done = members.table(), 0
         while True:
             done = self.kernel.label_members(
-                done, times, concepts, person_ptr, self.lookup, self.concept_tasks.ptr, self.concept_tasks.task,
-                self.rules, table, members.clocks, out_task, out_seconds, out_ptr, self.counts, seen,
+                done, times, concepts, person_ptr, self.lookup, self.ptr, self.task, self.rule_of, self.rules, table,
+                members.clocks, self.out_task, self.out_seconds, out_ptr, self.counts, seen,
             )  # fmt: skip
             if done == num_members:
                 break
-            out_task = np.concatenate([out_task, np.empty_like(out_task)], axis=1)
-            out_seconds = np.concatenate([out_seconds, np.empty_like(out_seconds)], axis=1)
+            self._make_room(2 * self.out_task.shape[1])
         return SparseLabels(
-            events=_cut(out_ptr[0], out_task[0], out_seconds[0]),
-            priors=_cut(out_ptr[1], out_task[1]),
-            ineligibles=_cut(out_ptr[2], out_task[2]),
-            windows=_cut(out_ptr[3], out_task[3], out_seconds[1]),
-            visits=_cut(out_ptr[4], out_task[4]),
+            events=_cut(out_ptr[0], self.out_task[0], self.out_seconds[0]),
+            priors=_cut(out_ptr[1], self.out_task[1]),
+            ineligibles=_cut(out_ptr[2], self.out_task[2]),
+            windows=_cut(out_ptr[3], self.out_task[3], self.out_seconds[1]),
+            visits=_cut(out_ptr[4], self.out_task[4]),
         )
+
+    def _make_room(self, capacity: int) -> None:
+        """Lists of at least this length, with what they hold; kept from call to call."""
+        more = capacity - self.out_task.shape[1]
+        if more > 0:
+            self.out_task = np.concatenate([self.out_task, np.empty((5, more), np.int16)], axis=1)
+            self.out_seconds = np.concatenate([self.out_seconds, np.empty((2, more), np.int64)], axis=1)
 
 
 def _cut(ptr: NDArray[np.int64], task: NDArray[np.int16], seconds: NDArray[np.int64] | None = None) -> Sparse:

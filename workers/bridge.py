@@ -20,6 +20,7 @@ from app.store.cohorts import PERIODS
 from ml.labelling import (
     DAY_SECONDS,
     NEVER,
+    STATUSES,
     ConceptTasks,
     LabelArrays,
     MemberRows,
@@ -318,64 +319,69 @@ class StatementEvents:
     concept: NDArray[np.int32]
 
 
-_DEFINITIONS = "SELECT definition FROM label.task WHERE task_set_id = %s ORDER BY position"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelTasks:
+    """The tasks of a set as the label engine reads them."""
+
+    rules: TaskRules
+    by_statement: dict[int, dict[str, Any]]
+    """Position → definition of the tasks that concepts alone do not describe."""
+    clocks: list[int]
+    """Positions of the tasks whose window opens after discharge; clock n is that of clocks[n]."""
 
 
-def read_definitions(connection: Connection, task_set_id: int) -> list[dict[str, Any]]:
-    """The definitions of a set's tasks, by position."""
-    return [row[0] for row in _binary_cursor(connection).execute(_DEFINITIONS, (task_set_id,))]
+_LABEL_TASKS = """
+SELECT start_seconds, (definition ->> 'prior_days')::int8, definition ->> 'same_day' = 'after', prior = 'exclude',
+       death = 'competing', follow_up = 'data_cut', (definition ->> 'washout_days')::int8,
+       (definition ->> 'min_follow_up_days')::int8, definition ->> 'clock' = 'discharge',
+       CASE WHEN (definition -> 'resolved' ->> 'by_statement')::bool THEN definition END
+FROM label.task WHERE task_set_id = %s ORDER BY position
+"""
 
 
-def task_rules(definitions: Sequence[dict[str, Any]]) -> TaskRules:
-    """How each task reads a timeline; tasks with a clock of their own have it in the order of `clock_tasks`."""
-    clock = {position: n for n, position in enumerate(clock_tasks(definitions))}
+def read_label_tasks(connection: Connection, task_set_id: int) -> LabelTasks:
+    """How each task of a set reads a timeline, by position."""
+    rows = _binary_cursor(connection).execute(_LABEL_TASKS, (task_set_id,)).fetchall()
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 10
+    clocks = [position for position, row in enumerate(rows) if row[8]]
+    number = {position: n for n, position in enumerate(clocks)}
 
-    def seconds(field: str, default: int) -> NDArray[np.int64]:
-        given = [d[field] for d in definitions]
-        return np.array([default if days is None else days * DAY_SECONDS for days in given], np.int64)
+    def seconds(days: Sequence[int | None], default: int) -> NDArray[np.int64]:
+        return np.array([default if n is None else n * DAY_SECONDS for n in days], np.int64)
 
-    def flags(field: str, value: str) -> NDArray[np.bool_]:
-        return np.array([d[field] == value for d in definitions], np.bool_)
-
-    return TaskRules(
-        start_seconds=np.array([d["start_seconds"] for d in definitions], np.int64),
-        look_back_seconds=seconds("prior_days", NEVER // 2),
-        same_day_after=flags("same_day", "after"),
-        excludes_prior=flags("prior", "exclude"),
-        competing=flags("death", "competing"),
-        to_data_cut=flags("follow_up", "data_cut"),
-        washout_seconds=seconds("washout_days", 0),
-        min_follow_up_seconds=seconds("min_follow_up_days", -NEVER),
-        clock=np.array([clock.get(position, -1) for position in range(len(definitions))], np.int64),
+    rules = TaskRules(
+        start_seconds=np.array(columns[0], np.int64),
+        look_back_seconds=seconds(columns[1], NEVER // 2),
+        same_day_after=np.array(columns[2], np.bool_),
+        excludes_prior=np.array(columns[3], np.bool_),
+        competing=np.array(columns[4], np.bool_),
+        to_data_cut=np.array(columns[5], np.bool_),
+        washout_seconds=seconds(columns[6], 0),
+        min_follow_up_seconds=seconds(columns[7], -NEVER),
+        clock=np.array([number.get(position, -1) for position in range(len(rows))], np.int64),
     )
+    by_statement = {position: row[9] for position, row in enumerate(rows) if row[9] is not None}
+    return LabelTasks(rules=rules, by_statement=by_statement, clocks=clocks)
 
 
-def clock_tasks(definitions: Sequence[dict[str, Any]]) -> list[int]:
-    """Positions of the tasks whose window opens after discharge."""
-    return [position for position, d in enumerate(definitions) if d["clock"] == "discharge"]
-
-
-def read_concept_tasks(connection: Connection, task_set_id: int, definitions: Sequence[dict[str, Any]]) -> ConceptTasks:
+def read_concept_tasks(connection: Connection, task_set_id: int, tasks: LabelTasks) -> ConceptTasks:
     """Which tasks each concept means, descendants included; tasks of statements have negative concepts."""
     rows = _binary_cursor(connection).execute(outcomes.PAIRS, {"task_set_id": task_set_id}).fetchall()
     pairs = np.array(rows, np.int64).reshape(-1, 2)
-    chosen = np.array([n for n, d in enumerate(definitions) if d["resolved"]["by_statement"]], np.int64)
+    chosen = np.array(list(tasks.by_statement), np.int64)
     return ConceptTasks.of_pairs(
         concept=np.concatenate([pairs[:, 0], -1 - chosen]), task=np.concatenate([pairs[:, 1], chosen])
     )
 
 
-def read_statement_events(
-    connection: Connection, cohort_id: int, definitions: Sequence[dict[str, Any]]
-) -> StatementEvents:
+def read_statement_events(connection: Connection, cohort_id: int, tasks: LabelTasks) -> StatementEvents:
     """Rows of the tasks that concepts alone do not describe, among the persons of a cohort."""
     found = [np.zeros((0, 3), np.int64)]
-    for position, definition in enumerate(definitions):
-        if definition["resolved"]["by_statement"]:
-            statement, values = outcomes.statement(definition)
-            rows = _binary_cursor(connection).execute(statement, values | {"cohort_id": cohort_id}).fetchall()
-            pairs = np.array(rows, np.int64).reshape(-1, 2)
-            found.append(np.column_stack([pairs, np.full(len(pairs), -1 - position)]))
+    for position, definition in tasks.by_statement.items():
+        statement, values = outcomes.statement(definition)
+        rows = _binary_cursor(connection).execute(statement, values | {"cohort_id": cohort_id}).fetchall()
+        pairs = np.array(rows, np.int64).reshape(-1, 2)
+        found.append(np.column_stack([pairs, np.full(len(pairs), -1 - position)]))
     all_rows = np.concatenate(found)
     all_rows = all_rows[np.lexsort((all_rows[:, 2], all_rows[:, 1], all_rows[:, 0]))]
     return StatementEvents(person=all_rows[:, 0], time=all_rows[:, 1], concept=all_rows[:, 2].astype(np.int32))
@@ -403,7 +409,7 @@ LEFT JOIN period p ON p.person_id = m.person_id AND m.index_time BETWEEN p.perio
 """
 
 
-def read_label_members(connection: Connection, cohort_id: int, definitions: Sequence[dict[str, Any]]) -> LabelMembers:
+def read_label_members(connection: Connection, cohort_id: int, tasks: LabelTasks) -> LabelMembers:
     """Members of a cohort with their follow-up, visit, clocks and start of record."""
     values = {"cohort_id": cohort_id, "splits": list(SPLITS)}
     rows = _binary_cursor(connection).execute(_LABEL_MEMBERS, values).fetchall()
@@ -413,15 +419,15 @@ def read_label_members(connection: Connection, cohort_id: int, definitions: Sequ
     has_cut = np.array([end is not None for end in columns[6]], np.bool_)
     end = np.array([-(NEVER // 2) if end is None else end for end in columns[5]], np.int64)
     cut = np.array([-(NEVER // 2) if cut is None else cut for cut in columns[6]], np.int64)
-    clocks = np.zeros((len(member), len(clock_tasks(definitions)), 2), np.int64)
+    clocks = np.zeros((len(member), len(tasks.clocks), 2), np.int64)
     clocks[:, :, 0] = -NEVER
-    for n, position in enumerate(clock_tasks(definitions)):
-        _, task_values = outcomes.statement(definitions[position])
+    for n, position in enumerate(tasks.clocks):
+        _, task_values = outcomes.statement(tasks.by_statement[position])
         found = _binary_cursor(connection).execute(outcomes.CLOCKS, task_values | values).fetchall()
         _scatter(clocks[:, n, 0], member, [(row[0], row[1]) for row in found])
         _scatter(clocks[:, n, 1], member, [(row[0], row[2]) for row in found])
     observed = index.copy()
-    if any(d["washout_days"] for d in definitions):
+    if tasks.rules.washout_seconds.any():
         found = _binary_cursor(connection).execute(_OBSERVED_FROM, values).fetchall()
         _scatter(observed, member, [row for row in found if row[1] is not None])
     return LabelMembers(
@@ -469,8 +475,6 @@ def read_timeline_digests(
     return counts, [(row[0], bytes(row[2])) for row in rows]
 
 
-COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-COPY_END = b"\xff\xff"
 _INT2, _INT8 = 21, 20
 
 
@@ -521,3 +525,31 @@ def _packed(values: NDArray[Any] | None, ptr: NDArray[np.int64], oid: int) -> It
         else:
             count = end - begin
             yield struct.pack(">iiiiii", 20 + count * size, 1, 0, oid, count, 1) + data[begin * size : end * size]
+
+
+def status_count_rows(label_set_id: int, counts: NDArray[np.int64]) -> bytes:
+    """Rows of label.task_status_count in binary COPY form, of `Labeller.counts`; zero counts are left out."""
+    blocks = []
+    for split, split_name in enumerate(SPLITS):
+        for status, status_name in enumerate(STATUSES):
+            n, persons, seconds = counts[split, status]
+            position = np.flatnonzero(n)
+            a, b = len(split_name), len(status_name)
+            layout = [
+                ("fields", ">i2"),
+                ("l0", ">i4"),
+                ("id", ">i4"),
+                ("l1", ">i4"),
+                ("position", ">i2"),
+                ("l2", ">i4"),
+            ]
+            layout += [("split", f"S{a}"), ("l3", ">i4"), ("status", f"S{b}"), ("l4", ">i4"), ("n", ">i4")]
+            layout += [("l5", ">i4"), ("persons", ">i4"), ("l6", ">i4"), ("days", ">f8")]
+            rows = np.empty(len(position), np.dtype(layout))
+            rows["fields"], rows["id"], rows["position"] = 7, label_set_id, position
+            rows["split"], rows["status"] = split_name.encode(), status_name.encode()
+            rows["n"], rows["persons"], rows["days"] = n[position], persons[position], seconds[position] / DAY_SECONDS
+            for field, length in enumerate((4, 2, a, b, 4, 4, 8)):
+                rows[f"l{field}"] = length
+            blocks.append(rows.tobytes())
+    return b"".join(blocks)

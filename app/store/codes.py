@@ -63,7 +63,11 @@ def resolve(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: 
     Raises:
         InputError: codes are not in the vocabulary (unless allow_absent: those tasks then lack them).
     """
-    found = [resolve_one(connection, spec) for spec in specs]
+    words = Words(
+        known=known_concepts(connection, [c for spec in specs for c in (*spec.concepts, *spec.visit_concepts)]),
+        by_code=by_code(connection, {code for spec in specs for code in codes_of(spec)}),
+    )
+    found = [resolve_one(connection, spec, words) for spec in specs]
     absent = [f"{code} (task {spec.name})" for spec, r in zip(specs, found, strict=True) for code in r.absent]
     if absent and not allow_absent:
         more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
@@ -74,28 +78,34 @@ def resolve(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: 
     return [r.to_dict(spec) for spec, r in zip(specs, found, strict=True)]
 
 
-def resolve_one(connection: Connection, spec: TaskSpec) -> Resolved:
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What the store says about the codes of all tasks, asked once."""
+
+    known: set[int]
+    by_code: dict[str, list[tuple[int, str | None]]]
+    """Code → its concepts, each with its `standard_concept`."""
+
+
+def codes_of(spec: TaskSpec) -> list[str]:
+    """Every VOCABULARY/CODE that a task names."""
+    units = [rule.unit for rule in spec.values if isinstance(rule.unit, str)]
+    return [*spec.vocabulary_codes, *spec.source_codes, *units]
+
+
+def resolve_one(connection: Connection, spec: TaskSpec, words: Words) -> Resolved:
     """What the codes of one task mean."""
-    result = Resolved()
-    known = known_concepts(connection, [*spec.concepts, *spec.visit_concepts])
-    result.concepts += [c for c in spec.concepts if c in known]
-    result.absent += [str(c) for c in (*spec.concepts, *spec.visit_concepts) if c not in known]
-
-    named = by_code(connection, spec.vocabulary_codes)
-    result.absent += [code for code in spec.vocabulary_codes if code not in named]
-    result.concepts += standard(connection, [row for code in spec.vocabulary_codes for row in named.get(code, [])])
-
-    sources = by_code(connection, spec.source_codes)
-    result.absent += [code for code in spec.source_codes if code not in sources]
-    result.source_concepts += [concept for rows in sources.values() for concept, _ in rows]
-
-    units = by_code(connection, [rule.unit for rule in spec.values if isinstance(rule.unit, str)])
+    ids, codes = (*spec.concepts, *spec.visit_concepts), codes_of(spec)
+    result = Resolved(absent=[str(c) for c in ids if c not in words.known])
+    result.absent += [code for code in codes if code not in words.by_code]
+    result.concepts = [c for c in spec.concepts if c in words.known]
+    named = [row for code in spec.vocabulary_codes for row in words.by_code.get(code, [])]
+    result.concepts += standard(connection, named)
+    result.source_concepts = [c for code in spec.source_codes for c, _ in words.by_code.get(code, [])]
     for rule in spec.values:
         unit = rule.unit
         if isinstance(unit, str):
-            if unit not in units:
-                result.absent.append(unit)
-            unit = units[unit][0][0] if unit in units else -1  # -1: no row has it
+            unit = words.by_code[unit][0][0] if unit in words.by_code else -1  # -1: no row has it
         result.units.append(unit)
     return result
 

@@ -14,10 +14,14 @@ PERSONS = "(SELECT DISTINCT person_id FROM label.cohort_member WHERE cohort_id =
 CODED = "extract(epoch FROM {time})::int8 * 2 + {date_only}::int"
 
 PAIRS = """
-WITH root AS (
-    SELECT t.position, c.concept_id::int AS concept_id, (t.definition ->> 'descendants')::bool AS descendants
+WITH root AS MATERIALIZED (
+    SELECT position, concept_id, (definition ->> 'descendants')::bool AS descendants
+    FROM label.task WHERE task_set_id = %(task_set_id)s AND concept_id IS NOT NULL
+    UNION ALL
+    SELECT t.position, c.concept_id::int, (t.definition ->> 'descendants')::bool
     FROM label.task t, jsonb_array_elements_text(t.definition -> 'resolved' -> 'concepts') c(concept_id)
-    WHERE t.task_set_id = %(task_set_id)s AND NOT (t.definition -> 'resolved' ->> 'by_statement')::bool
+    WHERE t.task_set_id = %(task_set_id)s AND t.concept_id IS NULL
+      AND NOT (t.definition -> 'resolved' ->> 'by_statement')::bool
 )
 SELECT concept_id, position FROM root
 UNION

@@ -362,6 +362,9 @@ def upgrade() -> None:
         comment="Labels as sparse arrays, one row a member; read them through label.tte_long or label.outcome.",
     )
     op.create_index("ix_tte_event_tasks", "tte", ["event_tasks"], unique=False, schema="label", postgresql_using="gin")
+    # pglz would take longer than everything else that writing labels does
+    for column in ("event_tasks", "event_seconds", "prior_tasks", "visit_tasks"):
+        op.execute(f"ALTER TABLE label.tte ALTER {column} SET STORAGE EXTERNAL")
 
 
 def downgrade() -> None:

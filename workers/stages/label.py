@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.store import names
+from app.store.copy import HEADER, TRAILER
 from app.store.session import raw
 from app.store.work import Work
-from ml.labelling import STATUSES, ConceptTasks, Labeller, MemberRows, TaskRules, merge_events
+from ml.labelling import EVENT, ConceptTasks, Labeller, MemberRows, TaskRules, merge_events
 from workers import bridge
 
 if TYPE_CHECKING:
@@ -64,34 +65,34 @@ def read_inputs(connection: Connection, cohort_name: str, task_set_name: str) ->
     """Everything but timelines, in one snapshot. Raises UnknownName."""
     cohort = names.find(connection, "cohort", cohort_name)
     task_set = names.find(connection, "task set", task_set_name)
-    definitions = bridge.read_definitions(connection, task_set.id)
-    members = bridge.read_label_members(connection, cohort.id, definitions)
+    tasks = bridge.read_label_tasks(connection, task_set.id)
+    members = bridge.read_label_members(connection, cohort.id, tasks)
     persons = np.unique(members.person)
     num_events, digests = bridge.read_timeline_digests(connection, persons)
-    concept_tasks = bridge.read_concept_tasks(connection, task_set.id, definitions)
-    events = bridge.read_statement_events(connection, cohort.id, definitions)
+    concept_tasks = bridge.read_concept_tasks(connection, task_set.id, tasks)
+    events = bridge.read_statement_events(connection, cohort.id, tasks)
     return Inputs(
         cohort=cohort,
         task_set=task_set,
-        rules=bridge.task_rules(definitions),
+        rules=tasks.rules,
         concept_tasks=concept_tasks,
         events=events,
         members=members,
         persons=persons,
         num_events=num_events,
-        data_digest=data_digest(definitions, concept_tasks, events, members, digests),
+        data_digest=data_digest(task_set.digest, concept_tasks, events, members, digests),
     )
 
 
 def data_digest(
-    definitions: Sequence[dict[str, Any]],
+    task_set: bytes,
     concept_tasks: ConceptTasks,
     events: bridge.StatementEvents,
     members: bridge.LabelMembers,
     timelines: Sequence[tuple[int, bytes]],
 ) -> bytes:
     """sha256 over tasks, members (scans, periods, deaths, visits) and their timelines, without keys of ours."""
-    digest = hashlib.sha256(f"labels {RULES_VERSION}\n{json.dumps(definitions, sort_keys=True)}".encode())
+    digest = hashlib.sha256(f"labels {RULES_VERSION}\n".encode() + task_set)
     rows = [getattr(members.rows, field.name) for field in fields(MemberRows)]
     for array in (*_arrays(concept_tasks), *_arrays(events), members.person, members.index_date_only, *rows):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -136,6 +137,12 @@ TTE_COLUMNS = (
 )
 
 
+COUNT_COLUMNS = "label_set_id, position, split, status, n, persons, person_days"
+
+PENDING = "1GB"
+"""The GIN index of a large label set is merged by the next vacuum, not inside the transaction that holds the name."""
+
+
 def write(work: Work, reading: Connection, writing: Connection, name: str, inputs: Inputs) -> dict[str, Any]:
     """Label all members and store them as the next version of the name."""
     from sqlalchemy import text
@@ -151,16 +158,20 @@ def write(work: Work, reading: Connection, writing: Connection, name: str, input
     }
     label_set_id = int(writing.execute(text(INSERT), row).scalar_one())
     labeller, digests = Labeller(inputs.rules, inputs.concept_tasks), list[bytes]()
+    writing.execute(text(f"SET LOCAL gin_pending_list_limit = '{PENDING}'"))
     with raw(writing).cursor().copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
-        copy.write(bridge.COPY_HEADER)
-        for part in chunks(inputs):
-            rows = list(label_part(reading, labeller, inputs, part, label_set_id))
+        copy.write(HEADER)
+        for part, timelines in read_ahead(reading, inputs):
+            rows = list(label_part(timelines, labeller, inputs, part, label_set_id))
             copy.write(b"".join(row for row, _ in rows))
             digests += [hashlib.sha256(content).digest() for _, content in rows]
             work.progress(part.stop, len(inputs.members.member), "scans", "label")
-        copy.write(bridge.COPY_END)
-    write_counts(writing, label_set_id, labeller.counts)
-    num_events = int(labeller.counts[:, :, 0, 0].sum())
+        copy.write(TRAILER)
+    with (
+        raw(writing).cursor().copy(f"COPY label.task_status_count ({COUNT_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy
+    ):
+        copy.write(HEADER + bridge.status_count_rows(label_set_id, labeller.counts) + TRAILER)
+    num_events = int(labeller.counts[:, EVENT, 0].sum())
     digest = hashlib.sha256(inputs.task_set.digest + b"".join(sorted(digests))).digest()
     writing.execute(
         text("UPDATE label.label_set SET digest = :digest, num_events = :events WHERE label_set_id = :id"),
@@ -190,11 +201,27 @@ def chunks(inputs: Inputs) -> Iterator[slice]:
         yield slice(begin, len(row))
 
 
+def read_ahead(reading: Connection, inputs: Inputs) -> Iterator[tuple[slice, bridge.Timelines]]:
+    """Stretches of members with their persons' timelines, the next of which is read while one is in use."""
+
+    def read(part: slice) -> tuple[slice, bridge.Timelines]:
+        return part, bridge.read_timelines(reading, np.unique(inputs.members.person[part]))
+
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[tuple[slice, bridge.Timelines]] | None = None
+        for part in chunks(inputs):
+            asked = thread.submit(read, part)
+            if coming is not None:
+                yield coming.result()
+            coming = asked
+        if coming is not None:
+            yield coming.result()
+
+
 def label_part(
-    reading: Connection, labeller: Labeller, inputs: Inputs, part: slice, label_set_id: int
+    timelines: bridge.Timelines, labeller: Labeller, inputs: Inputs, part: slice, label_set_id: int
 ) -> Iterator[tuple[bytes, bytes]]:
     """Rows of label.tte for some members, with what counts for the digest."""
-    timelines = bridge.read_timelines(reading, np.unique(inputs.members.person[part]))
     lo, hi = np.searchsorted(inputs.events.person, [timelines.person[0], timelines.person[-1] + 1])
     times, concepts, ptr = merge_events(
         timelines.time,
@@ -211,17 +238,3 @@ def label_part(
     )
     labels = labeller.label(times, concepts, ptr, rows)
     return bridge.tte_rows(label_set_id, inputs.members, part, labels)
-
-
-def write_counts(connection: Connection, label_set_id: int, counts: NDArray[np.int64]) -> None:
-    """Members, persons and person-days by task, split and status (zero counts are left out)."""
-    columns = "label_set_id, position, split, status, n, persons, person_days"
-    with raw(connection).cursor().copy(f"COPY label.task_status_count ({columns}) FROM STDIN") as copy:
-        lines = []
-        for position, split, status in np.argwhere(counts[:, :, :, 0] > 0).tolist():
-            n, persons, seconds = counts[position, split, status].tolist()
-            lines.append(
-                f"{label_set_id}\t{position}\t{bridge.SPLITS[split]}\t{STATUSES[status]}\t{n}\t{persons}\t"
-                f"{seconds / 86_400!r}\n"
-            )
-        copy.write("".join(lines))
