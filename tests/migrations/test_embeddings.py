@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from app.store.artifacts import replace_embeddings
 from tests.migrations.rows import add_checkpoint
 
-WIDTH = 128
+WIDTH = 64
 
 
 def clustered(n: int, seed: int = 0) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_a_checkpoint_may_be_named_by_name_id_digest_or_alias(engine: Engine) ->
         ("model.neighbours(1, 'large', 5)", "No checkpoint named 'large'"),
         ("model.neighbours(99, 'tiny', 5)", "Scan 99 has no embedding by checkpoint 'tiny'"),
         ("model.neighbours(1, 'tiny', 0)", "Expected k of 1 or more, found 0"),
-        ("model.add_embedding_partition(1, 7)", "has embeddings of length 128, found 7"),
+        ("model.add_embedding_partition(1, 7)", "has embeddings of length 64, found 7"),
         ("model.index_embedding_partition(9)", "Checkpoint 9 has no embeddings"),
     ],
 )
