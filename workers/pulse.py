@@ -96,6 +96,8 @@ class Pulse(threading.Thread):
             self._next_reap = now + self.holder.clocks.lease / 12
             for job_id, fence, _ in jobs.reap(connection):
                 self._end_sessions(connection, job_id, fence)
+            if self.holder.store.embedded:
+                self._bury_neighbours(connection)
         if now >= self._next_prune:
             self._next_prune = now + PRUNE_SECONDS
             attempts.prune_workers(connection)
@@ -127,6 +129,15 @@ class Pulse(threading.Thread):
             jobs.crash(connection, job_id, fence, message=f"The job's process {pid} ended without a word.")
             self._end_sessions(connection, job_id, fence)
         self._missing = missing
+
+    def _bury_neighbours(self, connection: Connection) -> None:
+        """Of an embedded store all workers are this machine's: one whose process is gone needs no lease to be over."""
+        for worker_id, pid in attempts.neighbours(connection, self.holder.worker_id, self.holder.host):
+            if start_time(pid) is None:
+                for job in jobs.held(connection, worker_id):
+                    jobs.crash(connection, job.job_id, job.fence, message=f"Its worker (process {pid}) was killed.")
+                    self._end_sessions(connection, job.job_id, job.fence)
+                attempts.stop_worker(connection, worker_id)
 
     def _fill_in(self, connection: Connection) -> None:
         """Run a job that waits although this worker is idle: Redis is away, or lost the nudge, or nobody rang."""

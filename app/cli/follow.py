@@ -196,9 +196,8 @@ class Watch:
             return
         self._next_care = time.monotonic() + UNCLAIMED_SECONDS
         waiting = job["state"] in ("queued", "retry_wait")
-        silent = job["state"] == "running" and (job["silent_seconds"] or 0.0) > SILENT_SECONDS
         if self.store.embedded:
-            if waiting or silent:
+            if waiting or is_silent(job):
                 from app.embedded import ensure_workers
 
                 ensure_workers(self.store)
@@ -248,13 +247,21 @@ def conclude(job: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
 
 
 def rendering(result: dict[str, Any]) -> str:
-    """A result as one short line: its plain values, not its tables."""
-    plain = [
-        f"{key} {value:,}" if type(value) is int and not key.endswith("id") else f"{key} {value}"
-        for key, value in result.items()
-        if isinstance(value, (str, int, float)) and value != ""
-    ]
-    return ", ".join(part.replace("_", " ", 1) for part in plain[:8]) or "done"
+    """A result as one short line: the sentence its stage wrote, else its numbers and names, not its tables."""
+    if isinstance(result.get("summary"), str):
+        return str(result["summary"])
+    parts = ["unchanged"] if result.get("unchanged") is True else []
+    for key, value in result.items():
+        if (
+            isinstance(value, bool)
+            or key in ("name", "kind")
+            or not isinstance(value, (str, int, float))
+            or value == ""
+        ):
+            continue
+        number = f"{value:,}" if isinstance(value, int) and not key.endswith("_id") else str(value)
+        parts.append(f"{key.removeprefix('num_').replace('_', ' ')} {number}")
+    return ", ".join(parts) or "done"
 
 
 class Report(Protocol):
@@ -281,23 +288,25 @@ class Lines:
     """A line every 30 s."""
 
     def __init__(self, name: str) -> None:
-        self.name, self._next = name, time.monotonic() + LINE_SECONDS
+        self.name, self._next, self._pace = name, time.monotonic() + LINE_SECONDS, Pace()
 
     def show(self, job: dict[str, Any]) -> None:
+        left = self._pace.seconds_left(job)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_SECONDS
-            self.say(f"{self.name}: {progress_words(job)}")
+            self.say(f"{self.name}: {progress_words(job, left)}")
 
     def say(self, message: str) -> None:
         print(f"lachesis: {message}", file=sys.stderr, flush=True)
 
 
-def progress_words(job: dict[str, Any]) -> str:
+def progress_words(job: dict[str, Any], left: float | None = None) -> str:
     """How far a job is, in words."""
+    if is_silent(job):
+        return f"no sign of life from its worker for {duration(job['silent_seconds'])}; another takes over soon"
     if job["state"] != "running" or job["done"] is None:
-        return "waits for a worker" if job["state"] == "queued" else str(job["state"])
+        return "waits to be tried again" if job["state"] == "retry_wait" else "waits for a worker"
     parts = [f"{job['done']:,}" + (f" of {job['total']:,}" if job["total"] else "") + f" {job['unit']}".rstrip()]
-    left = seconds_left(job)
     if left is not None:
         parts.append(f"about {duration(left)} left")
     if job["note"]:
@@ -305,12 +314,30 @@ def progress_words(job: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def seconds_left(job: dict[str, Any]) -> float | None:
-    """By the pace since this count began; None where nothing can be said."""
-    if not job["total"] or not job["done"] or not job["progress_seconds"]:
-        return None
-    left: float = job["progress_seconds"] * max(0, job["total"] - job["done"]) / job["done"]
-    return left
+def is_silent(job: dict[str, Any]) -> bool:
+    """True where the worker of a running job missed two heartbeats."""
+    return job["state"] == "running" and (job["silent_seconds"] or 0.0) > SILENT_SECONDS
+
+
+class Pace:
+    """The time left, by what was done while this command watched: a resumed training does not begin at 0."""
+
+    def __init__(self) -> None:
+        self._what: tuple[Any, ...] = ()
+        self._done, self._since = 0, 0.0
+
+    def seconds_left(self, job: dict[str, Any]) -> float | None:
+        """None where nothing can be said yet."""
+        if not job["total"] or job["done"] is None:
+            return None
+        what = (job["fence"], job["unit"], job["total"])
+        if what != self._what:
+            self._what, self._done, self._since = what, job["done"], time.monotonic()
+        if job["done"] <= self._done:
+            return None
+        left: int = max(0, job["total"] - job["done"])
+        done: int = job["done"] - self._done
+        return (time.monotonic() - self._since) * left / done
 
 
 def duration(seconds: float) -> str:
@@ -358,8 +385,7 @@ class Terminal:
         self._progress, self._task, self._count = progress, task, None
 
     def show(self, job: dict[str, Any]) -> None:
-        running = job["state"] == "running" and job["done"] is not None
-        if not running:
+        if job["state"] != "running" or job["done"] is None or is_silent(job):
             self._progress.update(self._task, note=progress_words(job))
             return
         count = (job["unit"], job["total"])

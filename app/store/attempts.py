@@ -116,6 +116,14 @@ def stop_worker(connection: Connection, worker_id: str) -> None:
     _run(connection, statement, worker=worker_id)
 
 
+def neighbours(connection: Connection, worker_id: str, host: str) -> list[tuple[str, int]]:
+    """(worker_id, pid) of the other workers of a host that have not said that they stopped."""
+    statement = """
+    SELECT worker_id, pid FROM ops.worker WHERE host = :host AND worker_id <> :worker AND stopped_at IS NULL
+    """
+    return [(row.worker_id, row.pid) for row in _run(connection, statement, worker=worker_id, host=host)]
+
+
 def prune_workers(connection: Connection, days: int = 7) -> None:
     """Forget workers that have been silent for so long."""
     statement = """

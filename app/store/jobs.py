@@ -447,9 +447,7 @@ def retry(connection: Connection, job_id: int) -> str:
 _FIND = """
 SELECT j.job_id, j.kind, j.queue, j.name, j.state, j.result, j.exit_code, j.error_class, j.error_message,
        j.attempt, j.fence, j.worker_id, j.cancel_requested_at, p.done, p.total, p.unit, p.note,
-       extract(epoch FROM clock_timestamp() - j.created_at)::float8 AS age_seconds,
-       extract(epoch FROM clock_timestamp() - j.heartbeat_at)::float8 AS silent_seconds,
-       extract(epoch FROM clock_timestamp() - p.since)::float8 AS progress_seconds
+       extract(epoch FROM clock_timestamp() - j.heartbeat_at)::float8 AS silent_seconds
 FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) WHERE j.job_id = :job
 """
 
