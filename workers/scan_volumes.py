@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from app.errors import InputError
 from app.store import artifacts
-from ml.data import Cached, Source, VolumeCache, volume_recipe
+from ml.data import Cached, Source, VolumeCache, permuted_among, volume_recipe
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from app.store.work import Work
     from ml.config import Recipe
-    from workers.bridge import Scan
+    from workers.bridge import Members, Scan
 
 MAX_UNREADABLE = 0.05
 """A larger share of unreadable scans ends a job: the place of the scans is wrong, not some scans."""
@@ -37,6 +38,12 @@ class ScanVolumes:
         """(Z, Y, X) in HU."""
         return self.cache.read(self.cached[image])
 
+    def permuted(self, source: dict[int, int]) -> ScanVolumes:
+        """The same scans, each with the volume of another one."""
+        cached = {image: self.cached[other] for image, other in source.items() if other in self.cached}
+        failed = {image: self.failed[other] for image, other in source.items() if other in self.failed}
+        return ScanVolumes(cache=self.cache, cached=cached, failed=failed)
+
     def failures(self) -> dict[str, Any]:
         """For a job's result: how many scans were set aside, why, and some of them."""
         return {
@@ -44,6 +51,15 @@ class ScanVolumes:
             "failed_by_reason": dict(Counter(self.failed.values()).most_common(10)),
             "failed_scans": sorted(self.failed)[:20],
         }
+
+
+def permuted_images(members: Members, seed: int) -> dict[int, int]:
+    """image_occurrence_id → the scan whose volume it gets in the control: persons are permuted inside each split.
+
+    Training and embedding of a checkpoint use the same permutation, so that nothing of the true pairing is left.
+    """
+    source = permuted_among(members.split.astype(np.int64), members.person, seed)
+    return dict(zip(members.image.tolist(), members.image[source].tolist(), strict=True))
 
 
 def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:

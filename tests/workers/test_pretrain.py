@@ -101,9 +101,31 @@ def test_shuffled_volumes_are_a_marked_control(work: Work, engine: Engine, cohor
     pretrain(work(arm="tte", name="t", **ARGS))
     pretrain(work(arm="tte", name="s", **{**ARGS, "shuffle_volumes": True}))
     with engine.connect() as connection:
-        rows = connection.execute(text("SELECT name, shuffled, sha256 FROM model.checkpoint ORDER BY name")).all()
+        rows = connection.execute(
+            text("SELECT name, shuffled, sha256 FROM model.checkpoint WHERE is_final ORDER BY name")
+        ).all()
     assert [(name, shuffled) for name, shuffled, _ in rows] == [("s", True), ("t", False)]
     assert rows[0].sha256 != rows[1].sha256
+
+
+def test_a_shuffled_checkpoint_embeds_the_volumes_of_others_inside_the_split(
+    work: Work, engine: Engine, cohort: SmallCohort
+) -> None:
+    pretrain(work(arm="base", name="u", **ARGS))
+    pretrain(work(arm="base", name="s", **{**ARGS, "shuffle_volumes": True}))
+    kept = {}
+    for name in ("u", "s"):
+        row = embed(work(checkpoint=name, cohort="chest"))
+        with engine.connect() as connection:
+            path = connection.execute(
+                text("SELECT path FROM model.embedding_set WHERE checkpoint_id = :c"), {"c": row["checkpoint_id"]}
+            ).scalar_one()
+        kept[name] = load_file(artifacts.root(work().settings) / path)
+    true, shuffled = kept["u"]["voxel_stats"], kept["s"]["voxel_stats"]
+    for split in ("train", "tuning", "held_out"):
+        rows = np.array([s == split for s in cohort.split])
+        assert sorted(map(tuple, true[rows])) == sorted(map(tuple, shuffled[rows])), "a permutation inside the split"
+    assert (true == shuffled).all(1).mean() < 0.2
 
 
 def test_an_unreadable_scan_is_set_aside_and_counted(work: Work, engine: Engine, cohort: SmallCohort) -> None:
@@ -141,7 +163,7 @@ def test_base_keeps_given_weights_and_is_called_untrained_without(
     pretrain(work(arm="base", name="b", **{**ARGS, "set": {**SMALL, "weights": "t"}}))
     with engine.connect() as connection:
         rows = connection.execute(
-            text("SELECT name, arm, parent_id, path, sha256 FROM model.checkpoint ORDER BY 1")
+            text("SELECT name, arm, parent_id, path, sha256 FROM model.checkpoint WHERE is_final ORDER BY 1")
         ).all()
     base, trained, untrained = rows
     assert (base.arm, untrained.arm) == ("base", "untrained")

@@ -12,7 +12,7 @@ from app.errors import InputError
 from app.store import artifacts, names
 from app.store.work import Work
 from workers.bridge import TRAIN, Members, Scan, read_members, read_scans
-from workers.scan_volumes import ScanVolumes, prepare
+from workers.scan_volumes import ScanVolumes, permuted_images, prepare
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,8 @@ class Vectors:
 def embed(work: Work) -> dict[str, Any]:
     """Embed the scans of `args["cohort"]` by `args["checkpoint"]`; a complete earlier embedding is left as it is.
 
-    Equal volumes are embedded once. Scans that cannot be read are counted and left out.
+    Equal volumes are embedded once. Scans that cannot be read are counted and left out. A checkpoint whose volumes were
+    permuted among persons embeds them permuted in the same way.
 
     Raises:
         InputError: unknown names, no scan, or too many unreadable ones.
@@ -52,6 +53,8 @@ def embed(work: Work) -> dict[str, Any]:
 
     trained = _load(work, checkpoint)
     volumes = prepare(work, trained.recipe, scans)
+    if checkpoint.shuffled:
+        volumes = volumes.permuted(permuted_images(members, checkpoint.seed))
     vectors = _vectors(work, trained, volumes, members)
     shared = _shared(scans, volumes)
     file = _write(work.folder / "embedding.safetensors", vectors, volumes)

@@ -28,7 +28,7 @@ from workers.bridge import (
     read_members,
     read_scans,
 )
-from workers.scan_volumes import ScanVolumes, prepare
+from workers.scan_volumes import ScanVolumes, permuted_images, prepare
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,8 +82,9 @@ def pretrain(work: Work) -> dict[str, Any]:
         work.log(f"unchanged: checkpoint {plan.name} was made from the same labels, recipe and seed")
         return {**finished, "unchanged": True}
 
-    rows = np.flatnonzero(plan.members.eligible & np.isin(plan.members.split, (TRAIN, TUNING)))
-    wanted = set(plan.members.image[rows].tolist())
+    seen = np.isin(plan.members.split, (TRAIN, TUNING))
+    rows = np.flatnonzero(plan.members.eligible & seen)
+    wanted = set(plan.members.image[seen if plan.shuffled else rows].tolist())
     volumes = prepare(work, plan.recipe, [s for s in plan.scans if s.image_occurrence_id in wanted])
     data = _data(plan, rows, volumes)
     described = _describe(plan, data, volumes)
@@ -185,29 +186,25 @@ def _finished(connection: Any, plan: Plan) -> dict[str, Any] | None:
 
 def _data(plan: Plan, rows: NDArray[np.int64], volumes: ScanVolumes) -> Data:
     """Rows whose volume can be read, and their targets. Raises InputError where there is nothing to learn."""
-    from ml.data import permuted_among
     from ml.training import Data
 
     members = plan.members
-    readable = rows[[image in volumes.cached for image in members.image[rows].tolist()]]
+    permuted = permuted_images(members, plan.seed) if plan.shuffled else {}
+    source = {
+        row: permuted.get(image, image) for row, image in zip(rows.tolist(), members.image[rows].tolist(), strict=True)
+    }
+    readable = rows[[source[row] in volumes.cached for row in rows.tolist()]]
     train, tuning = (readable[members.split[readable] == split] for split in (TRAIN, TUNING))
     if len(train) == 0:
         raise InputError(
             f"Expected eligible train members in the cohort {plan.info.cohort!r}, found none; "
             f"`lachesis show cohort {plan.info.cohort}` says why they were left out."
         )
-    source = np.arange(len(members.member))
-    if plan.shuffled:
-        groups = np.full(len(source), -1)
-        groups[readable] = members.split[readable]
-        source = permuted_among(groups, members.person, plan.seed)
     try:
         targets = _targets(plan, train)
     except ValueError as error:
         raise InputError(f"{error} The label set is {plan.info.name!r}.") from None
-    return Data(
-        volume=lambda row: volumes.read(int(members.image[source[row]])), train=train, tuning=tuning, targets=targets
-    )
+    return Data(volume=lambda row: volumes.read(source[row]), train=train, tuning=tuning, targets=targets)
 
 
 def _targets(plan: Plan, train: NDArray[np.int64]) -> TteTargets | BinaryTargets:
