@@ -47,6 +47,7 @@ def describe(part: Part) -> dict[str, Any]:
             if row["value"] is not None
         ],
         "estimable": tables.estimable_tasks(part),
+        "silent": tables.silent(part),
         "refusals": tables.refusals(part),
         "one_scan": [r for r in part.metrics if r["subgroup"] == "one_scan_a_person" and r["task"] is None],
         "panels": [(panels, figures.task(panels)) for panels in part.panels],

@@ -115,7 +115,7 @@ def task(panels: TaskPanels) -> str:
     """Curves by risk group, and calibration, side by side."""
     total = len(panels.curves) + len(panels.calibrations)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(max(4.4, 3.5 * total), 3.7)
+        figure = _figure(max(4.4, 3.5 * total), 3.8)
         axes = figure.subplots(1, total, squeeze=False)[0]
         for one, panel in zip(axes, panels.curves, strict=False):
             _curves(one, panel, _floor(panels.curves))
@@ -141,7 +141,7 @@ def _curves(axes: Axes, panel: CurvePanel, floor: float) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlim(0, end)
     axes.set_xticks(list(panel.marks), [f"{mark:,.0f}" for mark in panel.marks])
-    axes.set_xlabel("days from the scan, and scans still followed", labelpad=4 + 11 * len(panel.curves))
+    axes.set_xlabel("days from the scan, and scans still followed", labelpad=7 + 12 * len(panel.curves))
     axes.legend(loc="lower left")
 
 

@@ -176,6 +176,22 @@ def tables(part: Part) -> list[Table]:
     return [made for key in keys if (made := table(part, *key, grouped[key])) is not None]
 
 
+def silent(part: Part) -> list[tuple[str, str]]:
+    """Metrics without a value in any of the estimable tasks: (title, why)."""
+    shown = {(t.metric, t.head, t.horizon_days) for t in tables(part)}
+    known = set(estimable_tasks(part))
+    reasons: dict[tuple[str, str, int | None], str] = {}
+    for row in latest(part.metrics):
+        head = "cox" if row["head"] == "given" else row["head"]
+        key = (row["metric"], head, row["horizon_days"])
+        if row["task"] in known and key not in shown and row["reason"]:
+            reasons.setdefault(key, row["reason"])
+    return [
+        (Table(metric=metric, head=head, horizon_days=horizon, columns=(), rows=()).title, reason)
+        for (metric, head, horizon), reason in reasons.items()
+    ]
+
+
 def table(part: Part, metric: str, head: str, horizon: int | None, rows: Sequence[Row]) -> Table | None:
     """One metric; None where no task has a value."""
     columns = sorted({column(row) for row in rows}, key=lambda c: c.order)
