@@ -40,6 +40,7 @@ CHOICES = {
 
 MAX_CONCEPT = 2**31 - 1
 DAY_SECONDS = 86_400
+MAX_DAYS = 73_000
 
 
 class FieldError(InputError):
@@ -130,6 +131,8 @@ class TaskSpec:
             if "start_seconds" in given:
                 raise FieldError("start_days", "Expected start_days or start_seconds, got both; give one.")
             days = _number("start_days", given.pop("start_days"))
+            if not 0 <= days <= MAX_DAYS:
+                raise FieldError("start_days", f"expected 0 to {MAX_DAYS} days for 'start_days', got {days:g}.")
             given["start_seconds"] = round(days * DAY_SECONDS)
         known = [f.name for f in dataclasses.fields(cls)]
         for field in given:
@@ -237,16 +240,16 @@ def _read(field: str, value: Any) -> Any:
         "source_codes": _code,
         "domains": _domain,
         "values": _value_rule,
-        "horizons_days": lambda f, v: _whole(f, v, 1, 73_000),
+        "horizons_days": lambda f, v: _whole(f, v, 1, MAX_DAYS),
     }
     if field in lists:
         return _list(field, value, lists[field])
     if field == "descendants":
         return _flag(field, value)
     if field in ("prior_days", "washout_days", "min_follow_up_days"):
-        return _whole(field, value, 0, 73_000)
+        return _whole(field, value, 0, MAX_DAYS)
     if field == "start_seconds":
-        return _whole(field, value, 0, 73_000 * DAY_SECONDS)
+        return _whole(field, value, 0, MAX_DAYS * DAY_SECONDS)
     return _text(field, value)
 
 
