@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import typer
@@ -27,6 +28,17 @@ def _register() -> None:
 
     for module in (stages, look, jobs, servers, demo):
         module.register(app)
+    _keep_examples(app)
+
+
+def _keep_examples(group: typer.Typer) -> None:
+    """Mark the examples in each command's help as lines that are not to be filled to a paragraph."""
+    for command in group.registered_commands:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = text.replace("\nExamples:\n", "\n\b\nExamples:\n")
+    for child in group.registered_groups:
+        if child.typer_instance:
+            _keep_examples(child.typer_instance)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,7 +54,3 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
-
-
-if __name__ == "__main__":
-    main()

@@ -41,6 +41,14 @@ def test_every_command_shows_two_examples() -> None:
         assert "Examples:" in text and len(examples) >= 2, f"lachesis {words} shows fewer than two examples"
 
 
+def test_examples_stand_on_lines_of_their_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "load", "omop", "--help"], capture_output=True, text=True, check=True
+    )
+    examples = done.stdout.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(examples) == 2 and all(line.strip().startswith("lachesis load omop ") for line in examples)
+
+
 def test_every_option_says_what_it_does() -> None:
     for words, command in commands():
         for parameter in command.params:  # type: ignore[attr-defined]
