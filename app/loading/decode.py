@@ -185,7 +185,7 @@ class Decoder:
         Args:
             name: of the table in DuckDB.
             files: with what `examine` found.
-            select: a SELECT list over the CDM's columns as text, blank ones null; columns a file lacks are null.
+            select: a query over `{source}`, the CDM's columns as text, blank ones null; those a file lacks are null.
 
         Raises:
             InputError: DuckDB read another number of records than we counted.
@@ -251,7 +251,7 @@ class Decoder:
             f"blank({texts[c]}) AS {c}" if c in texts else f"CAST(NULL AS VARCHAR) AS {c}"
             for c in sorted(COLUMNS[table])
         )
-        query = f"{select} FROM (SELECT {columns} FROM {source})"
+        query = select.replace("{source}", f"SELECT {columns} FROM {source}")
         if first:
             self.connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
             before = 0

@@ -155,13 +155,13 @@ def _judge(
     for table in sorted(examined, key=lambda name: (name != "person", name not in VOCABULARY, name)):
         work.progress(done, total, "rows", f"reading {table}")
         plan = _plan(table, options)
-        decoded = decoder.table(f"t_{table}", examined[table], plan.select)
+        decoded = decoder.table(f"t_{table}", examined[table], plan.query)
         of_persons = table in EVENTS or table == "observation_period"
         judged[table] = judge(connection, table, decoded, plan, persons=of_persons)
         done += decoded.num_read
     work.progress(done, total, "rows", "checking")
     if judged["person"].num_loaded == 0:
-        _stop(work, connection, judged, "Expected at least one usable row in PERSON, found none; see the rejects.")
+        _stop(work, connection, judged, f"Expected at least one usable row in PERSON, found none; see {_where(work)}.")
     context.fill(connection, known, judged)
     periods = "observation_period" in judged or bool(known.periods)
     make_life(connection, periods=periods, deaths="death" in judged or bool(known.deaths))
@@ -182,8 +182,12 @@ def _gate(work: Work, connection: duckdb.DuckDBPyConnection, judged: dict[str, J
                 connection,
                 judged,
                 f"Expected at most {options.max_rejects:.1%} of {table} to be rejected, found {found.num_gated:,} of "
-                f"{found.num_read:,} rows ({rules}); see `lachesis show rejects {work.job_id}` or raise --max-rejects.",
+                f"{found.num_read:,} rows ({rules}); see {_where(work)} or raise --max-rejects.",
             )
+
+
+def _where(work: Work) -> str:
+    return "ops.reject" if work.job_id is None else f"`lachesis show rejects {work.job_id}`"
 
 
 def _stop(work: Work, connection: duckdb.DuckDBPyConnection, judged: Mapping[str, Judged], message: str) -> None:

@@ -29,101 +29,97 @@ class Rule:
 class Plan:
     """How to parse one table."""
 
-    select: str
+    query: str
+    """A SELECT over `{source}`, which holds the CDM's columns as text, blank ones null."""
     rules: tuple[Rule, ...]
 
 
-def _plan(columns: dict[str, str], rules: list[Rule]) -> Plan:
-    """The parsed columns, and `bad` from the rules, which may name them."""
-    cases = " ".join(f"WHEN {rule.condition} THEN {i}" for i, rule in enumerate(rules))
-    bad = f"CAST(CASE {cases} END AS UTINYINT)"
-    listed = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
-    return Plan(f"SELECT {listed}, {bad} AS bad", tuple(rules))
+class _Parser:
+    """Gathers expressions in layers, so that none is computed twice: a layer may name the columns below it."""
 
+    def __init__(self) -> None:
+        self.parsed: dict[str, str] = {}
+        self.derived: dict[str, str] = {}
+        self.columns: dict[str, str] = {}
+        self.rules: list[Rule] = []
 
-def _required(parsed: str, column: str) -> Rule:
-    return Rule(f"{parsed} IS NULL", BAD_ID, column)
+    def parse(self, macro: str, column: str, rule: str | None = BAD_ID, *, required: bool = False) -> str:
+        """Name of a text column as a value; a text that is none breaks `rule`, a missing one too where `required`."""
+        name = f"p_{column}"
+        self.parsed[name] = f"{macro}({column})"
+        if required:
+            self.rules.append(Rule(f"{name} IS NULL", BAD_ID, column))
+        elif rule is not None:
+            self.rules.append(Rule(f"{column} IS NOT NULL AND {name} IS NULL", rule, column))
+        return name
 
+    def derive(self, name: str, expression: str) -> str:
+        """Name of a value made of parsed ones."""
+        self.derived[name] = expression
+        return name
 
-def _optional(parsed: str, column: str, rule: str = BAD_ID) -> Rule:
-    return Rule(f"{column} IS NOT NULL AND {parsed} IS NULL", rule, column)
+    def plan(self) -> Plan:
+        def listed(columns: dict[str, str]) -> str:
+            return "".join(f", {expression} AS {name}" for name, expression in columns.items())
 
-
-def _time(date: str, datetime: str) -> tuple[str, str]:
-    """The moment of a date and a datetime column, and whether only its day is known."""
-    moment = f"coalesce(moment({datetime}), moment({date}))"
-    clock = f"coalesce(length({datetime}) > 10, false)"
-    return moment, clock
+        cases = " ".join(f"WHEN {rule.condition} THEN {i}" for i, rule in enumerate(self.rules))
+        columns = listed(self.columns | {"bad": f"CAST(CASE {cases} END AS UTINYINT)"}).removeprefix(", ")
+        inner = f"SELECT *{listed(self.parsed)} FROM ({{source}})"
+        return Plan(f"SELECT {columns} FROM (SELECT *{listed(self.derived)} FROM ({inner}))", tuple(self.rules))
 
 
 def event_plan(table: EventTable, *, midnight_is_time: bool) -> Plan:
     """Columns key, person_id, time, date_only, concept_id, source_concept_id, value_as_number, value_as_concept_id,
     unit_concept_id, end_time, end_date_only, visit_occurrence_id, flag (bits: 1 number, 2 end out of range), bad."""
-    moment, clock = _time(table.date, table.datetime)
-    date_only = _date_only(moment, clock, midnight_is_time=midnight_is_time)
-    columns = {
-        "key": f"strict_int({table.key})",
-        "person_id": "strict_int(person_id)",
-        "time": f"CASE WHEN {date_only} THEN end_of_day({moment}) ELSE {moment} END",
+    parser = _Parser()
+    key = parser.parse("strict_int", table.key, required=True)
+    person = parser.parse("strict_int", "person_id", required=True)
+    start, date_only = _time(parser, "start", table.date, table.datetime, midnight_is_time=midnight_is_time)
+    parser.rules.append(Rule(f"{start} IS NULL", NO_TIME, table.date))
+    parser.rules.append(Rule(f"NOT in_range({start})", OUT_OF_RANGE, table.date))
+    concept = f"coalesce({parser.parse('concept', table.concept)}, 0)" if table.concept else str(DEATH_CONCEPT)
+    null = "CAST(NULL AS INTEGER)"
+    source = f"coalesce({parser.parse('concept', table.source_concept)}, 0)" if table.source_concept else "0"
+    parser.columns = {
+        "key": key,
+        "person_id": person,
+        "time": f"CASE WHEN {date_only} THEN end_of_day({start}) ELSE {start} END",
         "date_only": date_only,
-        "concept_id": f"coalesce(concept({table.concept}), 0)" if table.concept else str(DEATH_CONCEPT),
+        "concept_id": concept,
+        "source_concept_id": source,
+        "value_as_concept_id": parser.parse("concept", table.value_concept) if table.value_concept else null,
+        "unit_concept_id": parser.parse("concept", table.unit) if table.unit else null,
     }
-    rules = [
-        _required(f"strict_int({table.key})", table.key),
-        _required("strict_int(person_id)", "person_id"),
-        _optional(f"moment({table.date})", table.date, BAD_TIME),
-        _optional(f"moment({table.datetime})", table.datetime, BAD_TIME),
-        Rule(f"{moment} IS NULL", NO_TIME, table.date),
-        Rule(f"NOT in_range({moment})", OUT_OF_RANGE, table.date),
-    ]
-    if table.concept:
-        rules.append(_optional(f"concept({table.concept})", table.concept))
-    for name, source in (
-        ("source_concept_id", table.source_concept),
-        ("value_as_concept_id", table.value_concept),
-        ("unit_concept_id", table.unit),
-    ):
-        if source:
-            columns[name] = f"concept({source})"
-            rules.append(_optional(f"concept({source})", source))
-        else:
-            columns[name] = "CAST(NULL AS INTEGER)"
-    if not table.source_concept:
-        columns["source_concept_id"] = "0"
-    else:
-        columns["source_concept_id"] = f"coalesce({columns['source_concept_id']}, 0)"
-    return _plan(columns | _rest(table, rules, midnight_is_time=midnight_is_time), rules)
+    _rest(parser, table, midnight_is_time=midnight_is_time)
+    return parser.plan()
 
 
-def _date_only(moment: str, clock: str, *, midnight_is_time: bool) -> str:
+def _time(parser: _Parser, name: str, date: str, datetime: str, *, midnight_is_time: bool) -> tuple[str, str]:
+    """Names of the moment of a date and a datetime column, and of whether only its day is known."""
+    days = parser.parse("moment", date, BAD_TIME)
+    moment = parser.derive(f"{name}_moment", f"coalesce({parser.parse('moment', datetime, BAD_TIME)}, {days})")
+    midnight = f"is_midnight(coalesce(p_{datetime}, {days}))"
     if midnight_is_time:
-        return f"NOT {clock} AND is_midnight({moment})"
-    return f"is_midnight({moment})"
+        midnight = f"coalesce(length({datetime}), 0) <= 10 AND {midnight}"
+    return moment, parser.derive(f"{name}_date_only", f"coalesce({midnight}, false)")
 
 
-def _rest(table: EventTable, rules: list[Rule], *, midnight_is_time: bool) -> dict[str, str]:
-    """The columns of an event that only some tables have; appends their rules."""
+def _rest(parser: _Parser, table: EventTable, *, midnight_is_time: bool) -> None:
+    """The columns of an event that only some tables have."""
     flags = []
     number = "CAST(NULL AS FLOAT)"
     if table.number:
-        number = f"number({table.number})"
+        number = parser.parse("number", table.number, None)
         flags.append(f"CASE WHEN {table.number} IS NOT NULL AND {number} IS NULL THEN 1 ELSE 0 END")
     end, end_only = "CAST(NULL AS TIMESTAMP)", "false"
     if table.end_date and table.end_datetime:
-        moment, clock = _time(table.end_date, table.end_datetime)
-        end_only = _date_only(moment, clock, midnight_is_time=midnight_is_time)
+        moment, end_only = _time(parser, "end", table.end_date, table.end_datetime, midnight_is_time=midnight_is_time)
         end = f"CASE WHEN NOT in_range({moment}) THEN NULL WHEN {end_only} THEN end_of_day({moment}) ELSE {moment} END"
-        end_only = f"coalesce({end_only}, false)"
         flags.append(f"CASE WHEN NOT in_range({moment}) THEN 2 ELSE 0 END")
-        rules.append(_optional(f"moment({table.end_date})", table.end_date, BAD_TIME))
-        rules.append(_optional(f"moment({table.end_datetime})", table.end_datetime, BAD_TIME))
     visit = "CAST(NULL AS BIGINT)"
-    if table.visit and table.visit != table.key:
-        visit = f"loose_int({table.visit})"
-        rules.append(_optional(visit, table.visit))
-    elif table.visit:
-        visit = f"strict_int({table.visit})"
-    columns = {
+    if table.visit:
+        visit = f"p_{table.key}" if table.visit == table.key else parser.parse("loose_int", table.visit)
+    parser.columns |= {
         "value_as_number": number,
         "end_time": end,
         "end_date_only": end_only,
@@ -131,80 +127,68 @@ def _rest(table: EventTable, rules: list[Rule], *, midnight_is_time: bool) -> di
         "flag": f"CAST({' + '.join(flags) or '0'} AS UTINYINT)",
     }
     if table.name == "visit_occurrence":
-        to = "coalesce(discharged_to_concept_id, discharge_to_concept_id)"
-        columns["discharged_to_concept_id"] = f"concept({to})"
-        columns["preceding_visit_occurrence_id"] = "loose_int(preceding_visit_occurrence_id)"
-        rules.append(Rule(f"{to} IS NOT NULL AND concept({to}) IS NULL", BAD_ID, "discharged_to_concept_id"))
-        rules.append(_optional("loose_int(preceding_visit_occurrence_id)", "preceding_visit_occurrence_id"))
-    return columns
+        to, to_before = (parser.parse("concept", c) for c in ("discharged_to_concept_id", "discharge_to_concept_id"))
+        parser.columns["discharged_to_concept_id"] = f"coalesce({to}, {to_before})"
+        preceding = parser.parse("loose_int", "preceding_visit_occurrence_id")
+        parser.columns["preceding_visit_occurrence_id"] = preceding
 
 
 def person_plan() -> Plan:
     """Columns key, person_id, birth_time, the three concepts, person_source_value, bad."""
-    year, month, day = (f"nullif(loose_int({part}_of_birth), 0)" for part in ("year", "month", "day"))
-    parts = f"make_timestamp({year}, coalesce({month}, 1), coalesce({day}, 1), 0, 0, 0)"
-    sound = f"{year} BETWEEN 1 AND 9999 AND coalesce({month}, 1) BETWEEN 1 AND 12 AND coalesce({day}, 1) BETWEEN 1 AND "
-    sound += f"day(last_day(make_date({year}, coalesce({month}, 1), 1)))"
-    from_parts = f"CASE WHEN {year} BETWEEN 1 AND 9999 AND coalesce({month}, 1) BETWEEN 1 AND 12 THEN "
-    from_parts += f"CASE WHEN {sound} THEN {parts} END END"
-    birth = f"coalesce(moment(birth_datetime), {from_parts})"
+    parser = _Parser()
+    key = parser.parse("strict_int", "person_id", required=True)
+    given = parser.parse("moment", "birth_datetime", BAD_TIME)
+    year = parser.parse("loose_int", "year_of_birth", BAD_TIME)
+    month, day = (f"coalesce(nullif(loose_int({part}_of_birth), 0), 1)" for part in ("month", "day"))
+    text = f"printf('%04d-%02d-%02d', {year}, {month}, {day})"
+    parts = parser.derive("parts", f"CASE WHEN {year} <> 0 THEN moment({text}) END")
+    birth = parser.derive("birth", f"coalesce({given}, CASE WHEN {year} <> 0 THEN moment({text}) END)")
+    parser.rules.append(Rule(f"{given} IS NULL AND {year} <> 0 AND {parts} IS NULL", BAD_TIME, "year_of_birth"))
+    parser.rules.append(Rule(f"NOT in_range({birth})", OUT_OF_RANGE, "year_of_birth"))
     concepts = ("gender_concept_id", "race_concept_id", "ethnicity_concept_id")
-    columns = {"key": "strict_int(person_id)", "person_id": "strict_int(person_id)", "birth_time": birth}
-    columns |= {name: f"coalesce(concept({name}), 0)" for name in concepts}
-    columns["person_source_value"] = "person_source_value"
-    rules = [
-        _required("strict_int(person_id)", "person_id"),
-        _optional("moment(birth_datetime)", "birth_datetime", BAD_TIME),
-        Rule(
-            f"birth_datetime IS NULL AND year_of_birth IS NOT NULL AND {from_parts} IS NULL", BAD_TIME, "year_of_birth"
-        ),
-        Rule(f"NOT in_range({birth})", OUT_OF_RANGE, "year_of_birth"),
-        *(_optional(f"concept({name})", name) for name in concepts),
-        Rule("contains(person_source_value, chr(0))", NUL_BYTE, "person_source_value"),
-    ]
-    return _plan(columns, rules)
+    parser.columns = {"key": key, "person_id": key, "birth_time": birth}
+    parser.columns |= {name: f"coalesce({parser.parse('concept', name)}, 0)" for name in concepts}
+    parser.columns["person_source_value"] = "person_source_value"
+    parser.rules.append(Rule("contains(person_source_value, chr(0))", NUL_BYTE, "person_source_value"))
+    return parser.plan()
 
 
 def period_plan() -> Plan:
     """Columns key, person_id, start_date, end_date, bad."""
-    start, end = "observation_period_start_date", "observation_period_end_date"
-    columns = {
-        "key": "strict_int(observation_period_id)",
-        "person_id": "strict_int(person_id)",
-        "start_date": f"CAST(moment({start}) AS DATE)",
-        "end_date": f"CAST(moment({end}) AS DATE)",
+    parser = _Parser()
+    parser.columns = {
+        "key": parser.parse("strict_int", "observation_period_id", required=True),
+        "person_id": parser.parse("strict_int", "person_id", required=True),
     }
-    rules = [
-        _required("strict_int(observation_period_id)", "observation_period_id"),
-        _required("strict_int(person_id)", "person_id"),
-    ]
-    for column in (start, end):
-        rules.append(Rule(f"{column} IS NULL", NO_TIME, column))
-        rules.append(Rule(f"moment({column}) IS NULL", BAD_TIME, column))
-        rules.append(Rule(f"NOT in_range(moment({column}))", OUT_OF_RANGE, column))
-    return _plan(columns, rules)
+    for name in ("start_date", "end_date"):
+        column = f"observation_period_{name}"
+        moment = parser.parse("moment", column, BAD_TIME)
+        parser.rules.append(Rule(f"{moment} IS NULL", NO_TIME, column))
+        parser.rules.append(Rule(f"NOT in_range({moment})", OUT_OF_RANGE, column))
+        parser.columns[name] = f"CAST({moment} AS DATE)"
+    return parser.plan()
 
 
 def vocabulary_plan(table: VocabularyTable) -> Plan:
     """The table's own columns, and bad; text that must be there is at least empty."""
-    columns, rules = {}, []
+    parser = _Parser()
     for name, kind in table.columns:
         if kind == "int":
-            columns[name] = f"concept({name})"
-            rules.append(_required(f"concept({name})", name))
+            parser.columns[name] = parser.parse("concept", name, required=True)
         elif kind == "date":
-            columns[name] = f"CAST(moment({name}) AS DATE)"
-            rules.append(_optional(f"moment({name})", name, BAD_TIME))
+            parser.columns[name] = f"CAST({parser.parse('moment', name, BAD_TIME)} AS DATE)"
         else:
-            columns[name] = name if name in table.optional else f"coalesce({name}, '')"
-            rules.append(Rule(f"contains({name}, chr(0))", NUL_BYTE, name))
+            parser.columns[name] = name if name in table.optional else f"coalesce({name}, '')"
+            parser.rules.append(Rule(f"contains({name}, chr(0))", NUL_BYTE, name))
     if table.name == "concept":
-        columns["standard_concept"] = "CASE WHEN length(standard_concept) = 1 THEN standard_concept END"
-    return _plan(columns, rules)
+        parser.columns["standard_concept"] = "CASE WHEN length(standard_concept) = 1 THEN standard_concept END"
+    return parser.plan()
 
 
 def source_plan() -> Plan:
     """What an extract says of itself."""
-    columns = {name: name for name in ("cdm_source_name", "cdm_version", "vocabulary_version", "cdm_holder")}
-    columns["source_release_date"] = "CAST(moment(source_release_date) AS DATE)"
-    return _plan(columns, [Rule("cdm_source_name IS NULL", "missing_name", "cdm_source_name")])
+    parser = _Parser()
+    parser.columns = {name: name for name in ("cdm_source_name", "cdm_version", "vocabulary_version", "cdm_holder")}
+    parser.columns["source_release_date"] = f"CAST({parser.parse('moment', 'source_release_date', None)} AS DATE)"
+    parser.rules.append(Rule("cdm_source_name IS NULL", "missing_name", "cdm_source_name"))
+    return parser.plan()
