@@ -21,6 +21,8 @@ PENALTIES = (30_000.0, 10_000.0, 3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0, 3.0
 """Tried from the largest; each starts at the solution of the one before."""
 DEFAULT_PENALTY = 300.0
 """Taken where tuning has too few events to choose by."""
+PATIENCE = 3
+"""Penalties in a row that may be worse on tuning before smaller ones are left out."""
 MIN_TUNING_EVENTS = 5
 COVARIATE_PENALTY = 1.0
 """Ridge of age and sex, standardised: enough to keep them finite, too small to hide them."""
@@ -103,29 +105,53 @@ class CoxHead:
     """False where tuning had too few events, and the default was taken."""
 
 
+@dataclass(slots=True)
+class _Choice:
+    """Walks the penalties from the largest, keeps the best on tuning, and ends after three that were worse."""
+
+    best: float = -np.inf
+    linear: Floats | None = None
+    penalty: float | None = None
+    worse: int = 0
+
+    def offer(self, score: float, linear: Floats, penalty: float) -> bool:
+        """Take a fit into account; False where no smaller penalty need be tried."""
+        if self.linear is None or score > self.best:
+            self.best, self.linear, self.penalty, self.worse = score, linear, penalty, 0
+        else:
+            self.worse += 1
+        return self.worse < PATIENCE
+
+
+def _penalties(features: Design, tuning_events: int) -> tuple[tuple[float, ...], bool]:
+    """What to try, and whether tuning allows a choice (or there is none to make)."""
+    if not features.penalised.any():
+        return (DEFAULT_PENALTY,), True
+    tuned = tuning_events >= MIN_TUNING_EVENTS
+    return (PENALTIES if tuned else (DEFAULT_PENALTY,)), tuned
+
+
 def cox_head(features: Design, outcomes: Outcomes, train: Bools, tuning: Bools) -> CoxHead:
     """Fit ridge Cox on train for each penalty, keep the one with the best partial likelihood on tuning.
 
     Competing events censor. Raises ValueError where train has no event.
     """
     x, time, event = features.x, outcomes.time, outcomes.event
-    chosen, penalty, tuned = np.zeros(x.shape[1]), None, True
-    if x.shape[1]:
-        choose = bool(features.penalised.any())
-        tuned = not choose or int(event[tuning].sum()) >= MIN_TUNING_EVENTS
-        sizes = PENALTIES if choose and tuned else (DEFAULT_PENALTY,)
-        best, start = -np.inf, np.zeros(x.shape[1])
-        for size in sizes:
+    sizes, tuned = _penalties(features, int(event[tuning].sum()))
+    choice, start = _Choice(), np.zeros(x.shape[1])
+    for size in sizes:
+        if x.shape[1]:
             fit = fit_cox(x[train], time[train], event[train], penalty=features.penalty(size), start=start)
             start = fit.coefficients
-            score = 0.0
-            if len(sizes) > 1:
-                score = partial_log_likelihood(x[tuning] @ start, time[tuning], event[tuning])
-            if score > best:
-                best, chosen, penalty = score, start, size if choose else None
-    log_hazard = x @ chosen
-    baseline = baseline_hazard(log_hazard[train], time[train], event[train])
-    return CoxHead(log_hazard=log_hazard, baseline=baseline, penalty=penalty, tuned=tuned)
+        log_hazard = x @ start
+        score = partial_log_likelihood(log_hazard[tuning], time[tuning], event[tuning]) if len(sizes) > 1 else 0.0
+        if not choice.offer(score, log_hazard, size):
+            break
+    if choice.linear is None:
+        raise ValueError("Expected a penalty to try, got none.")
+    baseline = baseline_hazard(choice.linear[train], time[train], event[train])
+    penalty = choice.penalty if features.penalised.any() else None
+    return CoxHead(log_hazard=choice.linear, baseline=baseline, penalty=penalty, tuned=tuned)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,20 +185,20 @@ def logistic_head(
     """
     event, weight = binary_at(outcomes, known, horizon_days)
     weight = weight / weight[train & (weight > 0)].mean()
-    choose = bool(features.penalised.any())
-    tuned = not choose or int(event[tuning].sum()) >= MIN_TUNING_EVENTS
-    best, start, chosen, penalty = -np.inf, np.zeros(features.x.shape[1] + 1), None, None
-    for size in PENALTIES if choose and tuned else (DEFAULT_PENALTY,):
+    sizes, tuned = _penalties(features, int(event[tuning].sum()))
+    choice, start = _Choice(), np.zeros(features.x.shape[1] + 1)
+    for size in sizes:
         start = fit_logistic(
             features.x[train], event[train], penalty=features.penalty(size), weights=weight[train], start=start
         )
         linear = start[0] + features.x @ start[1:]
         score = float(weight[tuning] @ (event[tuning] * linear[tuning] - np.logaddexp(0, linear[tuning])))
-        if chosen is None or score > best:
-            best, chosen, penalty = score, linear, size if choose else None
-    if chosen is None:
+        if not choice.offer(score, linear, size):
+            break
+    if choice.linear is None:
         raise ValueError("Expected a penalty to try, got none.")
-    return LogisticHead(probability=expit(chosen), penalty=penalty, tuned=tuned)
+    penalty = choice.penalty if features.penalised.any() else None
+    return LogisticHead(probability=expit(choice.linear), penalty=penalty, tuned=tuned)
 
 
 def fit_logistic(

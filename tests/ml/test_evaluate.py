@@ -160,3 +160,21 @@ def test_without_held_out_scans_or_embeddings_it_refuses_in_one_sentence() -> No
         run(replace(made, split=np.zeros(900, np.int8)), question(latent))
     with pytest.raises(ValueError, match="embeddings of unknown"):
         run(made, question(latent), reference="unknown")
+
+
+def test_inputs_that_tell_nothing_rank_nobody() -> None:
+    made, latent = people()
+    unknown = replace(made, covariates=np.full((900, 2), np.nan), voxels=np.ones((900, 2)))
+    found = run(unknown, question(latent))
+    for inputs in ("age+sex", "voxels"):
+        result = one(found, task="q", arm=None, inputs=inputs)
+        assert (result.value, result.low, result.high) == (0.5, 0.5, 0.5)
+        skill = one(found, task="q", arm=None, inputs=inputs, metric="ibs_skill")
+        assert abs(skill.value) < 0.01
+
+
+def test_no_tuning_scans_is_flagged_and_still_judged() -> None:
+    made, latent = people()
+    split = np.where(made.split == 1, TRAIN, made.split).astype(np.int8)
+    result = one(run(replace(made, split=split), question(latent)), task="q")
+    assert "untuned" in result.flags and result.value > 0.6

@@ -172,6 +172,7 @@ def test_what_is_missing_is_said_in_one_sentence(
 ) -> None:
     with pytest.raises(InputError, match="evaluated, found none"):
         report(work(labels=None))
+    assert "not judged" in Path(report(work(labels="outcomes"))["file"]).read_text()
     with pytest.raises(UnknownName, match="Did you mean 'seeing'"):
         evaluate(work(checkpoint="seein", labels="outcomes"))
     with pytest.raises(InputError, match="twice"):
