@@ -8,6 +8,7 @@ Shape suffixes: N = scan, D = feature.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,19 +228,36 @@ def fit_logistic(
     ridge = np.concatenate(([0.0], np.broadcast_to(np.asarray(penalty, np.float64), x.shape[1:])))
     beta = np.zeros(wide.shape[1]) if start is None else start.copy()
     value = _penalised(wide, target, weight, ridge, beta)
+    # as in ml.survival: the gradient is exact, the information need only be near, and is kept while steps shrink fast
+    exact, factor, last = wide.shape[1] < 64, None, np.inf
     for _ in range(max_iterations):
         p = expit(wide @ beta)
-        scaled = wide * np.sqrt(weight * p * (1 - p))[:, None]
-        information = scaled.T @ scaled
+        if factor is None:
+            factor = _information_factor(wide, weight * p * (1 - p), ridge, exact)
+        step = cho_solve(factor, (weight * (target - p)) @ wide - ridge * beta)
+        beta, value, size = _halve(wide, target, weight, ridge, beta, step, value)
+        size /= 1.0 + float(np.abs(beta).max())
+        if size <= tolerance:
+            return np.asarray(beta)
+        if size > 0.01 or size > 0.2 * last:
+            exact, factor = exact or size <= 0.01, None
+        last = size
+    raise ValueError(f"Expected logistic coefficients to settle within {max_iterations} steps; give a larger penalty.")
+
+
+def _information_factor(x: Floats, curvature: Floats, ridge: Floats, exact: bool) -> tuple[Any, bool]:
+    """Cholesky factor of the information, from float32 products unless `exact`. Raises ValueError where singular."""
+    for dtype in (np.float64,) if exact else (np.float32, np.float64):
+        scaled: NDArray[Any] = x.astype(dtype)
+        scaled *= np.sqrt(curvature).astype(dtype)[:, None]
+        information = (scaled.T @ scaled).astype(np.float64)
         information[np.diag_indices_from(information)] += ridge
         try:
-            step = cho_solve(cho_factor(information, lower=True), wide.T @ (weight * (target - p)) - ridge * beta)
+            factor: tuple[Any, bool] = cho_factor(information, lower=True)
         except LinAlgError:
-            raise ValueError("Expected features that are not collinear, got some; give a penalty above 0.") from None
-        beta, value, size = _halve(wide, target, weight, ridge, beta, step, value)
-        if size <= tolerance * (1.0 + float(np.abs(beta).max())):
-            return np.asarray(beta)
-    raise ValueError(f"Expected logistic coefficients to settle within {max_iterations} steps; give a larger penalty.")
+            continue
+        return factor
+    raise ValueError("Expected features that are not collinear, got some; give a penalty above 0.")
 
 
 def _penalised(x: Floats, target: Floats, weight: Floats, ridge: Floats, beta: Floats) -> float:

@@ -32,6 +32,14 @@ def test_logistic_coefficients_are_those_of_scikit_learn(penalty: float) -> None
     np.testing.assert_allclose(ours, [*theirs.intercept_, *theirs.coef_[0]], atol=1e-5)
 
 
+def test_wide_logistic_problems_settle_on_the_maximum_although_their_information_is_rounded() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 100)) * np.geomspace(0.1, 20, 100)
+    event = rng.random(1000) < 1 / (1 + np.exp(-x[:, 50]))
+    theirs = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-12, max_iter=1000).fit(x, event)
+    np.testing.assert_allclose(fit_logistic(x, event, penalty=1.0)[1:], theirs.coef_[0], atol=1e-8)
+
+
 def test_one_class_and_separation_are_refused_in_one_sentence() -> None:
     x = np.linspace(-1, 1, 40)[:, None]
     with pytest.raises(ValueError, match="one kind only"):
