@@ -10,7 +10,7 @@ from app.loading import rows
 from app.loading.cdm import EVENTS, VOCABULARY
 from app.loading.validate import Judged
 from app.store import timelines
-from app.store.copy import ahead, copy_in
+from app.store.copy import ahead, copy_in, index_statements
 from app.store.loads import LoadRow, Published, record_load, record_rejects, reserve_load_ids, supersede
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 KEPT_TABLES = ("person", "observation_period", "visit_occurrence")
 """Tables with rows of their own; a snapshot replaces them by their load."""
+
+
+ANEW_ROWS = 20_000
+"""From so many incoming rows on, indexes are dropped and built anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def publish(
     old = [delivery.published[table].load_id for table in names if table in delivery.published]
     _keep_books(connection, decoder, delivery)
     _remove(connection, delivery, old)
-    targets = [*_events(decoder, delivery), _timelines(decoder, delivery), *_tables(decoder, delivery)]
+    targets = [*_events(decoder, delivery), _timelines(decoder, delivery), *_tables(connection, decoder, delivery)]
     targets += _vocabulary(connection, decoder, delivery)
     fill(connection, targets, report)
     supersede(connection, old)
@@ -197,7 +201,14 @@ def _timelines(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Target
     return Target("timelines", "omop.timeline", timelines.COLUMNS, chunks, after=["ANALYZE omop.timeline"])
 
 
-def _tables(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[Target]:
+def _anew(connection: Connection, table: str, incoming: int) -> tuple[list[str], list[str]]:
+    """Statements around the filling of a table whose indexes are better built anew: few rows of it stay."""
+    if incoming < ANEW_ROWS or connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one() > incoming:
+        return [], []
+    return index_statements(connection, table)
+
+
+def _tables(connection: Connection, decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[Target]:
     """Persons, periods and visits."""
     ids = delivery.load_ids
     columns: dict[str, tuple[Sequence[str], Callable[[Any, int], Iterator[rows.Chunk]]]] = {
@@ -216,7 +227,8 @@ def _tables(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[
             ) -> Iterator[rows.Chunk]:
                 return make(decoder, load_id)
 
-            yield Target(table, f"omop.{table}", names, chunks, after=[f"ANALYZE omop.{table}"])
+            drop, rebuild = _anew(connection, f"omop.{table}", delivery.judged[table].num_loaded)
+            yield Target(table, f"omop.{table}", names, chunks, before=drop, after=[*rebuild, f"ANALYZE omop.{table}"])
 
 
 def _vocabulary(connection: Connection, decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[Target]:
@@ -231,7 +243,8 @@ def _vocabulary(connection: Connection, decoder: duckdb.DuckDBPyConnection, deli
 
         analyze = f"ANALYZE omop.{table}"
         if not connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM omop.{table})").scalar():
-            yield Target(table, f"omop.{table}", names, chunks, after=[analyze])
+            drop, rebuild = _anew(connection, f"omop.{table}", judged.num_loaded)
+            yield Target(table, f"omop.{table}", names, chunks, before=drop, after=[*rebuild, analyze])
             continue
         staged = f"omop.staged_{table}_{delivery.load_ids[table]}"
         before = [f"CREATE TABLE {staged} (LIKE omop.{table})"]
