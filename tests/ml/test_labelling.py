@@ -245,6 +245,16 @@ def test_a_follow_up_of_eighty_years_keeps_every_second() -> None:
     assert arrays.events.seconds is not None and arrays.events.seconds.tolist() == [29_220 * DAY_SECONDS + 7]
 
 
+@pytest.mark.parametrize(("late", "status"), [(0, "ineligible"), (1, "censored")])
+def test_a_follow_up_that_ends_as_the_window_opens_was_never_at_risk(late: int, status: str) -> None:
+    task = TaskSpec(name="t", concepts=(1,), start_seconds=86_400)
+    member = oracle.Member(index=EPOCH, end=EPOCH + dt.timedelta(seconds=86_400 + late))
+    arrays, _, labeller = run([task], [(oracle.Person(), [member])])
+    assert labeller.counts[0, :, 0, 0].tolist() == [int(s == status) for s in STATUSES]
+    assert STATUSES[task_outcomes(arrays, 0).status[0]] == status
+    assert labeller.counts[0, :, 2, 0].sum() == late
+
+
 def test_no_tasks_and_no_members_are_no_error() -> None:
     arrays, *_ = run([], [(oracle.Person(), [oracle.Member(index=EPOCH, end=EPOCH)])])
     assert arrays.events.ptr.tolist() == [0, 0]
