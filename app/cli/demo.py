@@ -256,10 +256,9 @@ def conclude(settings: Settings, report: dict[str, Any], seconds: float) -> None
     typer.echo(
         f"The whole flow took {seconds:.0f} s. The store stays up; `lachesis down` stops it. Three queries to try:\n"
     )
-    command = Path(sys.argv[0])
-    shown = command if command.is_absolute() else Path(command)
+    command = "lachesis" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
     for query in QUERIES:
-        typer.echo(f'  {shown} sql "{query}"')
+        typer.echo(f'  {command} sql "{query}"')
 
 
 def register(app: typer.Typer) -> None:

@@ -54,7 +54,7 @@ def write_extract(folder: Path, persons: int = 6) -> Path:
 def _conditions(people: range) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for person in people:
-        for concept, day in ((DIABETES, dt.date(2018, 1, 1)), (STROKE, dt.date(2021, 6, person))):
+        for concept, day in ((DIABETES, dt.date(2018, 1, 1)), (STROKE, dt.date(2021, 6, 1 + person % 28))):
             if concept == STROKE and person % 2:
                 continue
             rows.append(
