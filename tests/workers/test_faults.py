@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 from sqlalchemy import text
 
 from app.embedded.processes import start_time
@@ -143,6 +144,20 @@ def test_a_nudge_that_redis_lost_costs_seconds(lab: Lab) -> None:
     lab.worker()
     job_id = lab.insert("count", number=1)
     assert lab.ended(job_id, 5)["state"] == "succeeded"
+
+
+def test_garbage_in_redis_ends_a_worker_and_loses_no_job(lab: Lab) -> None:
+    """Kombu gives up on an element that is no JSON; who started the worker starts another."""
+    worker = lab.worker()
+    job_id = lab.submit("train", steps=15, seconds=0.1)
+    lab.running(job_id, done=3)
+    with redis.from_url(lab.store.redis_url) as client:
+        client.lpush("lachesis:load", "this is no JSON")
+    assert worker.wait(20) == 1
+    assert lab.scalar("SELECT stopped_at IS NOT NULL FROM ops.worker")
+    lab.worker()
+    assert lab.ended(job_id)["state"] == "succeeded"
+    steps_once(lab, job_id, 15)
 
 
 @pytest.mark.long
