@@ -203,7 +203,13 @@ class Decoder:
 
         if found is None:
             source, texts = f"read_parquet({sql_text(str(self._link(read.file.path)))})", self._parquet(read.file)
-            read.rows = self._insert(name, source, texts, select, first=first)
+            try:
+                read.rows = self._insert(name, source, texts, select, first=first)
+            except duckdb.Error as error:
+                raise InputError(
+                    f"Expected Parquet columns of plain types in {read.file.name}, found some that cannot be read "
+                    f"({type(error).__name__}); export it again."
+                ) from error
         else:
             rows = None
             texts = {c: f"c{i}" for i, c in enumerate(read.file.columns) if c is not None}
