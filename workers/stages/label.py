@@ -21,7 +21,7 @@ from workers import bridge
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-CHUNK_EVENTS, CHUNK_MEMBERS = 2_000_000, 4_096
+CHUNK_EVENTS, CHUNK_MEMBERS = 1_000_000, 4_096
 """Persons are read together until they hold so many events or members."""
 
 RULES_VERSION = 1
@@ -145,6 +145,7 @@ PENDING = "1GB"
 
 def write(work: Work, reading: Connection, writing: Connection, name: str, inputs: Inputs) -> dict[str, Any]:
     """Label all members and store them as the next version of the name."""
+    from psycopg.copy import QueuedLibpqWriter
     from sqlalchemy import text
 
     row = {
@@ -159,7 +160,9 @@ def write(work: Work, reading: Connection, writing: Connection, name: str, input
     label_set_id = int(writing.execute(text(INSERT), row).scalar_one())
     labeller, digests = Labeller(inputs.rules, inputs.concept_tasks), list[bytes]()
     writing.execute(text(f"SET LOCAL gin_pending_list_limit = '{PENDING}'"))
-    with raw(writing).cursor().copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
+    cursor = raw(writing).cursor()
+    writer = QueuedLibpqWriter(cursor)  # Postgres takes rows in while the next ones are made
+    with cursor.copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)", writer=writer) as copy:
         copy.write(HEADER)
         for part, timelines in read_ahead(reading, inputs):
             rows = list(label_part(timelines, labeller, inputs, part, label_set_id))
