@@ -152,12 +152,14 @@ def _remove(connection: Connection, delivery: Delivery, old: list[int]) -> None:
 def partition_statements(load_id: int, table: str) -> tuple[list[str], list[str]]:
     """Statements before and after a partition is filled.
 
-    The constraint lets ATTACH PARTITION skip a scan; the indexes are those of omop.event, which attaching adopts.
+    The constraint on load_id lets ATTACH PARTITION skip a scan; the one on domain lets queries of one domain, such as
+    the views of OMOP's names, skip the other partitions. The indexes are those of omop.event, which attaching adopts.
     """
     name = partition(load_id)
     before = [
         f"CREATE TABLE {name} (LIKE omop.event INCLUDING COMMENTS INCLUDING STORAGE INCLUDING DEFAULTS, "
-        f"CONSTRAINT event_{load_id}_load_id CHECK (load_id = {load_id}))",
+        f"CONSTRAINT event_{load_id}_load_id CHECK (load_id = {load_id}), "
+        f"CONSTRAINT event_{load_id}_domain CHECK (domain = '{EVENTS[table].domain}'))",
         f"COMMENT ON TABLE {name} IS 'Events of load {load_id} ({table})'",
     ]
     after = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,15 @@ def test_tables_that_are_absent_stay_and_are_named(tmp_path: Path, work: Make, e
         engine, "SELECT flags_by_rule FROM ops.load WHERE table_name = 'condition_occurrence' AND state = 'published'"
     )
     assert flags["after_death"] == 1 and "unknown_visit" not in flags and "outside_observation_period" not in flags
+
+
+def test_a_query_of_one_domain_reads_its_partition_alone(tmp_path: Path, work: Make, engine: Engine) -> None:
+    measurements = [MEASUREMENT_HEADER, "1,1,3000,2015-01-01,,7,,,10,0"]
+    load(work(path=str(extract(tmp_path, measurement=measurements))))
+    (name,) = [row[0] for row in rows(engine, "SELECT partition_name FROM ops.load WHERE table_name = 'measurement'")]
+    plan = "\n".join(row[0] for row in rows(engine, "EXPLAIN SELECT * FROM omop.measurement WHERE person_id = 1"))
+    assert name.removeprefix("omop.") in plan and len(set(re.findall(r"event_\d+", plan)) - {"event_1"}) == 1, plan
+    assert rows(engine, "SELECT measurement_id, value_as_number FROM omop.measurement") == [(1, 7.0)]
 
 
 def test_ids_that_another_source_brought_are_refused(tmp_path: Path, work: Make, engine: Engine) -> None:
