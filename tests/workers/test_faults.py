@@ -14,8 +14,12 @@ import redis
 from sqlalchemy import text
 
 from app.embedded.processes import start_time
+from app.errors import FenceLost
 from app.queue import nudge
+from app.store import attempts, jobs
 from tests.workers.conftest import Lab
+from workers.attempt import JobWork
+from workers.board import Board
 
 
 def steps_once(lab: Lab, job_id: int, steps: int) -> None:
@@ -92,6 +96,51 @@ def test_a_worker_that_slept_through_its_lease_writes_nothing_when_it_wakes(lab:
     assert sleeper.poll() is None
 
 
+def test_an_attempt_that_only_checks_learns_that_it_lost_its_job(lab: Lab) -> None:
+    sleeper = lab.worker()
+    job_id = lab.submit("child_stopped_late")
+    lab.until(lambda: lab.job(job_id)["state"] == "running" and lab.attempts(job_id)[0].pid != sleeper.pid)
+    time.sleep(1.0)  # until the stage is in its loop
+    family = [psutil.Process(sleeper.pid), *psutil.Process(sleeper.pid).children(recursive=True)]
+    for process in family:
+        process.suspend()
+    lab.worker()
+    lab.until(lambda: lab.job(job_id)["fence"] == 2)
+    for process in reversed(family):
+        process.resume()
+    lab.until(lambda: start_time(lab.attempts(job_id)[0].pid) is None, 5)
+    assert lab.job(job_id)["fence"] == 2
+    assert lab.scalar("SELECT count(*) FROM ops.training_step") == 0
+
+
+def test_a_stale_attempt_leaves_no_row_and_a_live_one_leaves_all(lab: Lab) -> None:
+    insert = text("INSERT INTO ops.training_step (job_id, step, name, epoch, value) VALUES (:j, :s, 'x', 0, 1)")
+    job_id = lab.insert("count")
+    url = lab.store.database_url
+    works = []
+    for worker in ("a", "b"):
+        with lab.engine.begin() as connection:
+            attempts.register_worker(connection, worker, host="h", pid=1, queues=["load"], version="0", device=None)
+            claim = jobs.claim(connection, worker_id=worker, host="h", pid=1, version="0", lease=60.0, queues=["load"])
+            assert claim is not None
+            works.append(JobWork(claim, database_url=url, settings=lab.settings, board=Board()))
+        if worker == "a":
+            with lab.engine.begin() as connection:
+                assert jobs.crash(connection, job_id, claim.fence, message="m") == "queued"
+    stale, live = works
+    with live.transaction() as connection:
+        connection.execute(insert, {"j": job_id, "s": 1})
+    with pytest.raises(FenceLost), stale.transaction() as connection:
+        connection.execute(insert, {"j": job_id, "s": 2})
+    with pytest.raises(FenceLost):
+        stale.progress(1, 2, "steps")
+    stale.log("a stale word")
+    assert lab.rows("SELECT step FROM ops.training_step") == [(1,)]
+    assert lab.scalar("SELECT count(*) FROM ops.job_log") == 0
+    for work in works:
+        work.close()
+
+
 @pytest.mark.parametrize("kind", ["stopped_late", "child_stopped_late"])
 def test_sigterm_hands_the_job_back_after_a_last_checkpoint(lab: Lab, kind: str) -> None:
     worker = lab.worker("--lease", "60", "--heartbeat", "10", "--poll", "0.2")
@@ -163,12 +212,12 @@ def test_garbage_in_redis_ends_a_worker_and_loses_no_job(lab: Lab) -> None:
 @pytest.mark.long
 def test_two_workers_run_many_jobs_once_each_while_one_is_killed_again_and_again(lab: Lab) -> None:
     lab.worker()
-    jobs = [lab.submit("train", steps=3, seconds=0.02) for _ in range(20)]
+    queued = [lab.submit("train", steps=3, seconds=0.02) for _ in range(20)]
     for _ in range(3):
         victim = lab.worker()
         time.sleep(0.3)
         victim.kill()
-    for job_id in jobs:
+    for job_id in queued:
         assert lab.ended(job_id, 30)["state"] == "succeeded"
         steps_once(lab, job_id, 3)
     with lab.engine.connect() as connection:
