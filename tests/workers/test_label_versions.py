@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from app.errors import UnknownName
+from app.errors import Cancelled, UnknownName
 from app.store import cohorts, tasks
 from app.store.splits import fraction, split_at
 from app.store.work import InlineWork
@@ -99,6 +99,23 @@ def test_the_number_of_chunks_changes_nothing(engine: Engine, work: Make, monkey
     monkeypatch.setattr(stage, "CHUNK_MEMBERS", 1)
     build(work)
     assert digests(engine) == before and rows(engine, counts) == rows_before
+
+
+def test_a_cancelled_job_leaves_no_label_and_the_name_where_it_was(engine: Engine, work: Make) -> None:
+    fill(engine)
+    first = build(work)
+
+    class Stopped(InlineWork):
+        def progress(self, done: int, total: int | None = None, unit: str = "", note: str = "") -> None:
+            raise Cancelled
+
+    plain = work(name="l", cohort="c", tasks="t2")
+    tasks.build(work(name="t2", cohort="c", specs=[{"name": "two", "concepts": [2]}]))
+    with pytest.raises(Cancelled):
+        label(Stopped(engine, args=plain.args, folder=plain.folder, settings=plain.settings))
+    current = rows(engine, "SELECT label_set_id, is_current FROM label.label_set")
+    assert [tuple(r) for r in current] == [(first["label_set_id"], True)]
+    assert rows(engine, "SELECT count(*) AS n FROM label.tte")[0].n == 12
 
 
 def test_stored_counts_are_those_of_the_long_view(engine: Engine, work: Make) -> None:
