@@ -116,6 +116,8 @@ def _entries(sparse: Sparse, position: int) -> tuple[NDArray[np.int64], NDArray[
     return rows, np.zeros(len(entry), np.int64) if sparse.seconds is None else sparse.seconds[entry]
 
 
+_POSITIONS = 1 << 15
+"""Positions of tasks are smaller."""
 NEVER = np.iinfo(np.int64).max
 """A time that does not come, and a look-back without limit."""
 
@@ -158,13 +160,13 @@ class ConceptTasks:
 
     @classmethod
     def of_pairs(cls, concept: NDArray[np.int64], task: NDArray[np.int64]) -> ConceptTasks:
-        """From (concept, task position) pairs in any order, each once."""
-        order = np.lexsort((task, concept))
-        unique, counts = np.unique(concept[order], return_counts=True)
+        """From (concept, task position) pairs in any order, some perhaps twice."""
+        key = np.unique(concept * _POSITIONS + task)
+        unique, counts = np.unique(key // _POSITIONS, return_counts=True)
         return cls(
             concept=unique.astype(np.int32),
             ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            task=task[order].astype(np.int16),
+            task=(key % _POSITIONS).astype(np.int16),
         )
 
     def sorted_by(self, rule_of: NDArray[np.int16]) -> NDArray[np.int16]:

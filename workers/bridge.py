@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from app.errors import InputError, StoreError
 from app.store import names, outcomes
 from app.store.cohorts import PERIODS
+from app.store.copy import copy_out
 from ml.labelling import (
     DAY_SECONDS,
     NEVER,
@@ -366,11 +367,12 @@ def read_label_tasks(connection: Connection, task_set_id: int) -> LabelTasks:
 
 def read_concept_tasks(connection: Connection, task_set_id: int, tasks: LabelTasks) -> ConceptTasks:
     """Which tasks each concept means, descendants included; tasks of statements have negative concepts."""
-    rows = _binary_cursor(connection).execute(outcomes.PAIRS, {"task_set_id": task_set_id}).fetchall()
-    pairs = np.array(rows, np.int64).reshape(-1, 2)
+    layout = [("concept", "i4"), ("task", "i2")]
+    pairs = np.concatenate(list(copy_out(connection, outcomes.PAIRS.format(task_set_id=task_set_id), layout)))
     chosen = np.array(list(tasks.by_statement), np.int64)
     return ConceptTasks.of_pairs(
-        concept=np.concatenate([pairs[:, 0], -1 - chosen]), task=np.concatenate([pairs[:, 1], chosen])
+        concept=np.concatenate([pairs["concept"].astype(np.int64), -1 - chosen]),
+        task=np.concatenate([pairs["task"].astype(np.int64), chosen]),
     )
 
 

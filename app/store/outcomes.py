@@ -16,19 +16,19 @@ CODED = "extract(epoch FROM {time})::int8 * 2 + {date_only}::int"
 PAIRS = """
 WITH root AS MATERIALIZED (
     SELECT position, concept_id, (definition ->> 'descendants')::bool AS descendants
-    FROM label.task WHERE task_set_id = %(task_set_id)s AND concept_id IS NOT NULL
+    FROM label.task WHERE task_set_id = {task_set_id:d} AND concept_id IS NOT NULL
     UNION ALL
     SELECT t.position, c.concept_id::int, (t.definition ->> 'descendants')::bool
     FROM label.task t, jsonb_array_elements_text(t.definition -> 'resolved' -> 'concepts') c(concept_id)
-    WHERE t.task_set_id = %(task_set_id)s AND t.concept_id IS NULL
+    WHERE t.task_set_id = {task_set_id:d} AND t.concept_id IS NULL
       AND NOT (t.definition -> 'resolved' ->> 'by_statement')::bool
 )
 SELECT concept_id, position FROM root
-UNION
+UNION ALL
 SELECT a.descendant_concept_id, r.position
 FROM root r JOIN omop.concept_ancestor a ON a.ancestor_concept_id = r.concept_id WHERE r.descendants
 """
-"""(concept, position) of all tasks that concepts alone describe, descendants included."""
+"""(concept, position) of all tasks that concepts alone describe, descendants included; some pairs twice."""
 
 WITH_DESCENDANTS = """
 SELECT unnest(%(concepts)s::int[]) AS concept_id
