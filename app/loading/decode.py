@@ -35,8 +35,8 @@ CREATE MACRO clock(x) AS regexp_extract(x,
     '^([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]((?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:[.][0-9]{1,9})?)?)'
     || ' ?(?:Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?$', ['day', 'time']);
 CREATE MACRO moment(x) AS CASE
-    WHEN length(x) = 19 AND CAST(TRY_CAST(x AS TIMESTAMP) AS VARCHAR) = x THEN TRY_CAST(x AS TIMESTAMP)
-    WHEN length(x) = 10 AND CAST(TRY_CAST(x AS DATE) AS VARCHAR) = x THEN CAST(TRY_CAST(x AS DATE) AS TIMESTAMP)
+    WHEN x LIKE '____-__-__ __:__:__' THEN TRY_CAST(x AS TIMESTAMP)
+    WHEN x LIKE '____-__-__' THEN CAST(TRY_CAST(x AS DATE) AS TIMESTAMP)
     WHEN length(x) = 8 AND regexp_full_match(x, '[0-9]{8}') THEN try_strptime(x, '%Y%m%d')
     WHEN clock(x).day <> '' THEN TRY_CAST(clock(x).day || ' ' || clock(x).time AS TIMESTAMP) END;
 CREATE MACRO in_range(t) AS t >= TIMESTAMP '1800-01-01' AND t < TIMESTAMP '2301-01-01';
