@@ -30,7 +30,7 @@ def steps_once(lab: Lab, job_id: int, steps: int) -> None:
     assert lab.scalar(ends, j=job_id) == 1
 
 
-@pytest.mark.parametrize("kind", ["train", "child_train"])
+@pytest.mark.parametrize("kind", [pytest.param("train", marks=pytest.mark.long), "child_train"])
 def test_kill_9_of_the_worker_ends_its_child_and_another_worker_goes_on(lab: Lab, kind: str) -> None:
     worker = lab.worker()
     job_id = lab.submit(kind, steps=20, seconds=0.1)
@@ -50,7 +50,7 @@ def test_kill_9_of_the_worker_ends_its_child_and_another_worker_goes_on(lab: Lab
     steps_once(lab, job_id, 20)
 
 
-@pytest.mark.parametrize("kind", ["train", "child_train"])
+@pytest.mark.parametrize("kind", [pytest.param("train", marks=pytest.mark.long), "child_train"])
 def test_kill_9_of_the_process_at_work_is_noted_long_before_the_lease_is_over(lab: Lab, kind: str) -> None:
     worker = lab.worker("--lease", "60", "--heartbeat", "10", "--poll", "0.2")
     job_id = lab.submit(kind, steps=12, seconds=0.1)
@@ -141,7 +141,7 @@ def test_a_stale_attempt_leaves_no_row_and_a_live_one_leaves_all(lab: Lab) -> No
         work.close()
 
 
-@pytest.mark.parametrize("kind", ["stopped_late", "child_stopped_late"])
+@pytest.mark.parametrize("kind", [pytest.param("stopped_late", marks=pytest.mark.long), "child_stopped_late"])
 def test_sigterm_hands_the_job_back_after_a_last_checkpoint(lab: Lab, kind: str) -> None:
     worker = lab.worker("--lease", "60", "--heartbeat", "10", "--poll", "0.2")
     job_id = lab.submit(kind)

@@ -99,7 +99,7 @@ def test_a_cancelled_queued_job_never_runs(lab: Lab) -> None:
     assert lab.attempts(job_id) == []
 
 
-@pytest.mark.parametrize("kind", ["count", "child_count"])
+@pytest.mark.parametrize("kind", [pytest.param("count", marks=pytest.mark.long), "child_count"])
 def test_a_cancelled_running_job_ends_at_its_next_check(lab: Lab, kind: str) -> None:
     lab.worker()
     job_id = lab.submit(kind, number=10_000, seconds=0.05)
