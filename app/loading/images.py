@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InputError
 from app.loading.images_dicom import read_dicom
 from app.loading.images_header import Acquired, Header, Unreadable
-from app.loading.images_manifest import Entry, Manifest, Refusal, match_folder, read_manifest
+from app.loading.images_manifest import HOST_ROOT, Entry, Manifest, Refusal, match_folder, read_manifest
 from app.loading.images_nifti import is_nifti, read_nifti
 from app.store.loads import (
     FileRecord,
@@ -55,9 +55,15 @@ class Request:
     root: str
     folder: Path
     """Where the root is on this host."""
+    confined: bool
+    """Whether the root was named: no path may lead out of it then."""
     source: str
     arbitrary_pairing: bool
     allow_shrink: bool
+
+    def locate(self, entry: Entry) -> Path:
+        """Where the scan of a record is on this host."""
+        return Path(entry.root or self.folder) / entry.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,8 @@ def load(work: Work) -> dict[str, Any]:
     """
     request = read_request(work.args)
     content = request.manifest.read_bytes() if request.manifest else b""
-    manifest = read_manifest(content, request.folder) if request.manifest else match_folder(request.folder)
+    folder = request.folder
+    manifest = read_manifest(content, folder, confined=request.confined) if request.manifest else match_folder(folder)
     headers = read_headers(work, request, manifest.entries)
     scans, refusals = resolve(work, request, manifest, headers)
     return publish(work, request, _file_record(request, content, manifest), scans, refusals)
@@ -125,6 +132,7 @@ def read_request(args: Mapping[str, Any]) -> Request:
         manifest=None if path.is_dir() else path,
         root=name.lower(),
         folder=Path(path if path.is_dir() else folder).absolute(),
+        confined=bool(root),
         source=args.get("source") or "images",
         arbitrary_pairing=bool(args.get("arbitrary_pairing")),
         allow_shrink=bool(args.get("allow_shrink")),
@@ -151,13 +159,13 @@ def read_header(path: Path) -> Found:
         return "unreadable_file"
 
 
-def read_headers(work: Work, request: Request, entries: Iterable[Entry]) -> dict[str, Found]:
+def read_headers(work: Work, request: Request, entries: Iterable[Entry]) -> dict[Path, Found]:
     """Each distinct path once, a few at a time."""
-    paths = sorted({entry.path for entry in entries})
-    found: dict[str, Found] = {}
+    paths = sorted({request.locate(entry) for entry in entries})
+    found: dict[Path, Found] = {}
     pool = ThreadPoolExecutor(THREADS)
     try:
-        jobs = {pool.submit(read_header, request.folder / path): path for path in paths}
+        jobs = {pool.submit(read_header, path): path for path in paths}
         for done, job in enumerate(as_completed(jobs), start=1):
             found[jobs[job]] = job.result()
             work.progress(done, len(paths), "scans", "reading headers")
@@ -167,7 +175,7 @@ def read_headers(work: Work, request: Request, entries: Iterable[Entry]) -> dict
 
 
 def resolve(
-    work: Work, request: Request, manifest: Manifest, headers: Mapping[str, Found]
+    work: Work, request: Request, manifest: Manifest, headers: Mapping[Path, Found]
 ) -> tuple[list[Scan], list[Refusal]]:
     """Records and headers together: scans of known persons with a time, each once; the rest with a rule."""
     refusals = list(manifest.refusals)
@@ -175,7 +183,7 @@ def resolve(
     with work.connect() as connection:
         known = _known_persons(connection, request, manifest.entries, headers)
     for entry in manifest.entries:
-        scan = _scan(request, entry, headers[entry.path], known)
+        scan = _scan(request, entry, headers[request.locate(entry)], known)
         if isinstance(scan, Scan) and scan.key in scans:
             scan = Refusal(entry.record, None, "duplicate_record")
         if isinstance(scan, Refusal):
@@ -197,7 +205,7 @@ def _scan(request: Request, entry: Entry, found: Found, known: set[int]) -> Scan
     when = when or found.acquired or entry.acquired
     if when is None:
         return Refusal(entry.record, "acquired_at", "no_acquisition_time")
-    return Scan(entry.record, person_id, when, request.root, entry.path, found)
+    return Scan(entry.record, person_id, when, entry.root or request.root, entry.path, found)
 
 
 def _person(request: Request, entry: Entry, header: Header) -> int | None:
@@ -209,14 +217,15 @@ def _person(request: Request, entry: Entry, header: Header) -> int | None:
 
 
 def _known_persons(
-    connection: Connection, request: Request, entries: Iterable[Entry], headers: Mapping[str, Found]
+    connection: Connection, request: Request, entries: Iterable[Entry], headers: Mapping[Path, Found]
 ) -> set[int]:
     from sqlalchemy import text
 
     wanted = {
         person
         for entry in entries
-        if isinstance(found := headers[entry.path], Header) and (person := _person(request, entry, found)) is not None
+        if isinstance(found := headers[request.locate(entry)], Header)
+        and (person := _person(request, entry, found)) is not None
     }
     statement = text("SELECT person_id FROM omop.person WHERE person_id = ANY(:wanted)")
     return set(connection.execute(statement, {"wanted": sorted(wanted)}).scalars())
@@ -296,7 +305,10 @@ def _describe(connection: Connection, source_id: int, request: Request, scans: l
     from app.loading.images_store import describe
 
     simulated = any(s.header.simulated for s in scans)
-    describe(connection, source_id, request.root, request.folder, request.arbitrary_pairing, simulated)
+    roots = {request.root: str(request.folder)}
+    if any(s.root == HOST_ROOT for s in scans):
+        roots[HOST_ROOT] = HOST_ROOT
+    describe(connection, source_id, roots, request.arbitrary_pairing, simulated)
 
 
 def _replace(

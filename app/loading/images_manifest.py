@@ -17,6 +17,8 @@ from app.loading.images_nifti import is_nifti
 COLUMNS = ("person_id", "acquired_at", "path")
 _NAMED = re.compile(r"(-?\d{1,19})(?:[_-](\d{8}(?:T?\d{4}(?:\d{2})?)?))?(?:[_.-].*)?")
 BIGINT = 2**63
+HOST_ROOT = "/"
+"""Name and place of the root of scans that lie outside the manifest's folder; `--root` cannot name another one so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Entry:
     acquired: Acquired | None
     path: str
     """Relative to the root, with slashes."""
+    root: str | None = None
+    """HOST_ROOT, or None where the path lies below the folder it was read for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,13 @@ class Manifest:
     """Records read."""
 
 
-def read_manifest(content: bytes, root: Path) -> Manifest:
+def read_manifest(content: bytes, root: Path, *, confined: bool) -> Manifest:
     """Read a CSV manifest (person_id, path and, where headers do not tell, acquired_at; other columns are ignored).
 
     Args:
         content: the file; UTF-8, delimited by comma, tab or semicolon, header in any case.
-        root: the folder its paths are relative to; absolute ones must lie in it.
+        root: the folder its paths are relative to.
+        confined: refuse paths that lead out of it, rather than read them from the host's root.
 
     Raises:
         InputError: not UTF-8, a column is missing, or there are no records.
@@ -80,7 +85,7 @@ def read_manifest(content: bytes, root: Path) -> Manifest:
         for values in reader:
             if values:
                 manifest.size += 1
-                _add(manifest, names, values, root)
+                _add(manifest, names, values, root, confined)
     except csv.Error as error:
         raise InputError(
             f"Expected CSV, got something else after record {manifest.size} ({error}); mend the manifest."
@@ -90,7 +95,7 @@ def read_manifest(content: bytes, root: Path) -> Manifest:
     return manifest
 
 
-def _add(manifest: Manifest, names: list[str], values: list[str], root: Path) -> None:
+def _add(manifest: Manifest, names: list[str], values: list[str], root: Path, confined: bool) -> None:
     def refuse(column: str | None, rule: str) -> None:
         manifest.refusals.append(Refusal(manifest.size, column, rule))
 
@@ -102,14 +107,17 @@ def _add(manifest: Manifest, names: list[str], values: list[str], root: Path) ->
     person_id = _person_id(row["person_id"])
     if person_id is None:
         return refuse("person_id", "unparsable_id")
-    path = _relative(row["path"], root)
+    stated = row["path"].strip()
+    path, beyond = _relative(stated, root), None
+    if path is None and stated and not confined:
+        path, beyond = _relative(str(root / stated), Path(HOST_ROOT)), HOST_ROOT
     if path is None:
-        return refuse("path", "path_outside_root" if row["path"].strip() else "missing_path")
+        return refuse("path", "path_outside_root" if stated else "missing_path")
     moment = row.get("acquired_at", "").strip()
     acquired = parse_moment(moment, "manifest") if moment else None
     if moment and acquired is None:
         return refuse("acquired_at", "unparsable_time")
-    manifest.entries.append(Entry(manifest.size, person_id, acquired, path))
+    manifest.entries.append(Entry(manifest.size, person_id, acquired, path, beyond))
     return None
 
 
@@ -123,7 +131,6 @@ def _person_id(text: str) -> int | None:
 
 def _relative(text: str, root: Path) -> str | None:
     """A path below `root`, normalised; None where it is empty or leaves it."""
-    text = text.strip()
     if not text:
         return None
     path = os.path.normpath(root / text)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,9 +21,9 @@ CONTENT = ("root", "path", "format", "rows", "columns", "slices", "spacing_mm")
 
 
 def describe(
-    connection: Connection, source_id: int, root: str, folder: Path, arbitrary_pairing: bool, simulated: bool
+    connection: Connection, source_id: int, roots: Mapping[str, str], arbitrary_pairing: bool, simulated: bool
 ) -> None:
-    """Keep where a root lies on this host and what the newest load says of its scans.
+    """Keep where roots lie on this host and what the newest load says of its scans.
 
     A source that also holds an extract stays simulated where that extract is.
     """
@@ -43,7 +42,7 @@ def describe(
         {
             "arbitrary": arbitrary_pairing,
             "simulated": simulated,
-            "roots": {root: str(folder)},
+            "roots": dict(roots),
             "source_id": source_id,
         },
     )

@@ -127,8 +127,8 @@ def test_bad_records_are_rejected_by_rule_and_the_others_load(engine: Engine, wo
         (6, "missing_file", "path"),
         (7, "unreadable_file", "path"),
         (8, "unreadable_file", "path"),
-        (9, "path_outside_root", "path"),
-        (10, "path_outside_root", "path"),
+        (9, "missing_file", "path"),
+        (10, "unreadable_file", "path"),
         (11, "missing_path", "path"),
         (12, "wrong_number_of_fields", None),
         (13, "no_acquisition_time", "acquired_at"),
@@ -279,6 +279,41 @@ def test_a_root_names_the_folder_and_absolute_paths_in_it_become_relative(
     manifest = write_manifest(tmp_path / "m.csv", "1,2015-02-03T10:11:12,a/one.nii.gz", f"2,2016-02-03,{folder / 'b'}")
     load(work(path=str(manifest), root={"PACS": str(folder)}))
     assert [(i["root"], i["path"]) for i in query(engine, IMAGES)] == [("pacs", "a/one.nii.gz"), ("pacs", "b")]
+
+
+def test_a_named_root_is_not_left(engine: Engine, work: Make, folder: Path) -> None:
+    add_persons(engine, [1])
+    manifest = write_manifest(
+        folder / "m.csv",
+        f"1,2015-02-03,{folder / 'b'}",
+        "1,2015-02-03,../b",
+        "1,2015-02-03,one.nii.gz/../..",
+        "1,2015-02-03,one.nii.gz",
+    )
+    result = load(work(path=str(manifest), root={"pacs": str(folder / "a")}))
+    assert (result["loaded"], result["rejects_by_rule"]) == (1, {"path_outside_root": 3})
+
+
+def test_without_a_named_root_paths_may_lie_anywhere_and_are_found_again(
+    engine: Engine, work: Make, folder: Path, tmp_path: Path
+) -> None:
+    add_persons(engine, [1, 2, 3])
+    (tmp_path / "lists" / "c").mkdir(parents=True)
+    write_nifti(tmp_path / "lists" / "c" / "here.nii")
+    manifest = write_manifest(
+        tmp_path / "lists" / "m.csv",
+        f"1,2015-02-03T10:11:12,{folder / 'a' / 'one.nii.gz'}",
+        "2,2016-02-03,../delivery/b",
+        f"3,2016-02-03,{tmp_path / 'lists' / 'c' / 'here.nii'}",
+    )
+    assert load(work(path=str(manifest)))["loaded"] == 3
+    scans = query(engine, IMAGES)
+    assert [i["root"] for i in scans] == ["/", "/", "images"]
+    assert scans[2]["path"] == "c/here.nii"
+    (source,) = query(engine, "SELECT details -> 'roots' AS roots FROM ops.source WHERE name = 'images'")
+    found = [Path(source["roots"][i["root"]]) / i["path"] for i in scans]
+    assert found == [folder / "a" / "one.nii.gz", folder / "b", tmp_path / "lists" / "c" / "here.nii"]
+    assert load(work(path=str(manifest)))["unchanged"]
 
 
 def test_without_a_time_in_the_manifest_the_header_tells(engine: Engine, work: Make, folder: Path) -> None:
