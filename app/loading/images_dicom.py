@@ -233,9 +233,12 @@ def _geometry(images: list[Image], reasons: list[str]) -> dict[str, Any]:
 def _content_reasons(images: list[Image], reasons: list[str]) -> None:
     if len({i.get("PatientID") for i in images}) > 1:
         reasons.append("mixed_persons")
-    if any(not {"RescaleSlope", "RescaleIntercept"} & i.keys() for i in images):
-        unsigned = all(i.get("PixelRepresentation") == 0 for i in images)
-        reasons.append("not_hounsfield" if unsigned else "no_rescale")
+    lacking = any(not {"RescaleSlope", "RescaleIntercept"} & i.keys() for i in images)
+    unsigned = all(i.get("PixelRepresentation") == 0 for i in images)
+    if unsigned and (lacking or all(i.get("RescaleIntercept", 0) >= 0 for i in images)):
+        reasons.append("not_hounsfield")  # no value lies below 0, where air does
+    elif lacking:
+        reasons.append("no_rescale")
     if any(i.get("PhotometricInterpretation") == "MONOCHROME1" for i in images):
         reasons.append("monochrome1")
     if any(i.get("SamplesPerPixel", 1) > 1 for i in images):

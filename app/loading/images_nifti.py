@@ -56,8 +56,8 @@ def read_nifti(path: Path) -> Header:
     simulated = DESCRIPTION.encode() in header["descrip"].tobytes() if "descrip" in header else False
     spacing, directions = _geometry(affine, unit)
     reasons = _shape_reasons(shape, spacing if spaced else np.zeros(3), dtype)
-    not_hu = dtype.kind == "u" and not rescaled
-    reasons += ["not_hounsfield"] if not_hu or (dtype.itemsize == 1 and not rescaled) else []
+    has_no_air = dtype.kind == "u" and slope >= 0 and inter >= 0
+    reasons += ["not_hounsfield"] if has_no_air or (dtype.itemsize == 1 and not rescaled) else []
     reasons += _orientation_reasons(header, unit, directions)
     reasons += ["truncated"] if _is_truncated(path, offset + math.prod(shape) * dtype.itemsize) else []
     state = "not_hu" if "not_hounsfield" in reasons else "rescaled" if rescaled else "hu" if simulated else "unknown"

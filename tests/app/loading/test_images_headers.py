@@ -99,6 +99,11 @@ def unsigned_without_rescale(k: int, ds: FileDataset) -> None:
     ds.PixelRepresentation = 0
 
 
+def unsigned_from_zero(k: int, ds: FileDataset) -> None:
+    ds.RescaleIntercept, ds.PixelRepresentation = 0, 0
+    set_pixels(ds, chest()[::-1, ::-1, k].T + 1024)
+
+
 def far_away(k: int, ds: FileDataset) -> None:
     if k == 11:
         ds.ImagePositionPatient = [*ds.ImagePositionPatient[:2], 100_000]
@@ -133,6 +138,7 @@ CASES: list[tuple[str, Edit, str, set[str]]] = [
     ("tilt", tilted, "suspect", {"tilted_gantry"}),
     ("no rescale", no_rescale, "suspect", {"no_rescale"}),
     ("unsigned", unsigned_without_rescale, "unusable", {"not_hounsfield"}),
+    ("unsigned from zero", unsigned_from_zero, "unusable", {"not_hounsfield"}),
     ("monochrome1", fields(PhotometricInterpretation="MONOCHROME1"), "suspect", {"monochrome1"}),
     ("persons", fields(lambda k: k > 6, PatientID="2"), "suspect", {"mixed_persons"}),
     ("no modality", fields(Modality=None), "ok", set()),
@@ -347,6 +353,11 @@ def make_nifti(folder: Path, name: str) -> Path:
         write_nifti(path, chest().clip(0, 255).astype(np.uint8))
     if name == "unsigned":
         write_nifti(path, (chest() + 1024).astype(np.uint16))
+    if name.startswith("unsigned from"):
+        lowest = int(name.split()[-1])
+        image = nibabel.Nifti1Image((chest() - chest().min()).astype(np.uint16), affine)
+        image.header.set_slope_inter(1, lowest)
+        image.to_filename(path)
     if name == "colour":
         write_nifti(path, np.zeros((9, 9, 9), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
     if name == "truncated":
@@ -377,6 +388,8 @@ def make_nifti(folder: Path, name: str) -> Path:
         ("one slice", "unusable", {"too_few_slices"}),
         ("eight bit", "unusable", {"not_hounsfield"}),
         ("unsigned", "unusable", {"not_hounsfield"}),
+        ("unsigned from 10", "unusable", {"not_hounsfield"}),
+        ("unsigned from -1024", "ok", set()),
         ("colour", "unusable", {"colour"}),
         ("truncated", "unusable", {"truncated"}),
         ("truncated gzip", "unusable", {"truncated"}),
