@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from ml.config import Recipe
     from workers.bridge import Members, Scan
 
-MAX_UNREADABLE = 0.05
-"""A larger share of unreadable scans ends a job: the place of the scans is wrong, not some scans."""
+MAX_UNREADABLE, FEW = 0.05, 10
+"""A larger share of unreadable volumes, and more than a few of them, end a job: their place is wrong, not some of
+them. So does more than half, however few they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,7 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
     """Decode what the cache lacks and note the digests of contents in `omop.image_occurrence`.
 
     Raises:
-        InputError: no scan at all, or more than 5 % unreadable.
+        InputError: no scan at all, or too many unreadable ones.
     """
     if not scans:
         raise InputError("Expected scans, found none; does the cohort have members?")
@@ -82,18 +83,20 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
         cached={image: outcome for image, outcome in outcomes.items() if isinstance(outcome, Cached)},
         failed={image: outcome for image, outcome in outcomes.items() if isinstance(outcome, str)},
     )
-    _refuse_too_many(volumes, len(scans))
+    _refuse_too_many(volumes, scans)
     _note_contents(work, volumes)
     return volumes
 
 
-def _refuse_too_many(volumes: ScanVolumes, total: int) -> None:
-    if not volumes.failed:
-        return
-    reason, count = Counter(volumes.failed.values()).most_common(1)[0]
-    if not volumes.cached or len(volumes.failed) > MAX_UNREADABLE * total:
+def _refuse_too_many(volumes: ScanVolumes, scans: Sequence[Scan]) -> None:
+    """Counts files, not scans: one file may be the scan of many persons."""
+    total = len({scan.path for scan in scans})
+    failed = {scan.path: volumes.failed[i] for scan in scans if (i := scan.image_occurrence_id) in volumes.failed}
+    limit = min(max(FEW, int(MAX_UNREADABLE * total)), total // 2)
+    if len(failed) > limit:
+        reason, count = Counter(failed.values()).most_common(1)[0]
         raise InputError(
-            f"Expected at most {MAX_UNREADABLE:.0%} unreadable scans, got {len(volumes.failed)} of {total}; "
+            f"Expected at most {limit} unreadable volumes of {total}, got {len(failed)}; "
             f"the most frequent reason ({count}): {reason}"
         )
 

@@ -173,7 +173,7 @@ def read_training(connection: Connection, checkpoint_ids: Sequence[int]) -> list
 
 
 def read_cohort(connection: Connection, cohort_id: int) -> dict[str, Any]:
-    """A cohort with its attrition and its members by split."""
+    """A cohort with its attrition, its members by split and how many of its scans no encoder could read."""
     from sqlalchemy import text
 
     row = connection.execute(
@@ -191,7 +191,10 @@ def read_cohort(connection: Connection, cohort_id: int) -> dict[str, Any]:
         ),
         {"c": cohort_id},
     ).mappings()
-    return {**row.one(), "splits": [dict(split) for split in splits]}
+    unreadable = connection.execute(
+        text("SELECT coalesce(max(num_failed), 0) FROM model.embedding_set WHERE cohort_id = :c"), {"c": cohort_id}
+    ).scalar_one()
+    return {**row.one(), "splits": [dict(split) for split in splits], "unreadable": int(unreadable)}
 
 
 def add_report(connection: Connection, *, name: str, path: str, sha256: str, job_id: int | None) -> int:

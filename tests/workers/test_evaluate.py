@@ -154,8 +154,12 @@ def test_the_report_is_one_file_that_says_what_it_is(
     truth = judged_store.write_truth(tmp_path / "truth.csv", drawn)
     evaluate(work(checkpoint="seeing", labels="outcomes", against="blind", truth=str(truth), replicates=100))
     output = tmp_path / "deep" / "page.html"
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE model.embedding_set SET num_failed = 7"))
     done = report(work(labels="outcomes", output=str(output)))
     page = output.read_text()
+    assert "outcomes: 7 scans could not be read and were left out." in done["notes"]
+    assert "7 of these scans could not be read as volumes" in page
     assert done["file"] == str(output) and "simulated" in page and "Not a medical device" in page
     assert page.count("<svg") >= 5 and "<script" not in page and "<link" not in page and "<img" not in page
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -14,6 +14,8 @@ from app.errors import InputError, UnknownName
 from app.store import artifacts
 from app.store.work import InlineWork
 from tests.workers.small_cohort import SMALL, SmallCohort, insert_cohort
+from workers.bridge import Scan
+from workers.scan_volumes import ScanVolumes, _refuse_too_many
 from workers.stages.embed import embed
 from workers.stages.pretrain import pretrain
 
@@ -138,10 +140,27 @@ def test_an_unreadable_scan_is_set_aside_and_counted(work: Work, engine: Engine,
 
 
 def test_too_many_unreadable_scans_end_the_job_with_the_reason(work: Work, cohort: SmallCohort) -> None:
-    for i in range(1, 8):
+    for i in range(1, 21):
         (cohort.folder / f"{i}.nii").unlink()
-    with pytest.raises(InputError, match=r"at most 5% unreadable scans, got \d+ of"):
+    with pytest.raises(InputError, match=r"at most 10 unreadable volumes of \d+, got 1\d; .*found none"):
         pretrain(work(arm="tte", name="t", **ARGS))
+
+
+def test_a_few_files_may_fail_but_not_most_and_a_file_counts_once_for_all_its_scans() -> None:
+    def scans(files: int, persons: int) -> list[Scan]:
+        return [
+            Scan(image_occurrence_id=i, person_id=i, format="nifti", path=Path(f"{i % files}.nii"), image_key=str(i))
+            for i in range(persons)
+        ]
+
+    def refuse(found: list[Scan], bad: int) -> None:
+        failed = {s.image_occurrence_id: "damaged" for s in found if int(s.path.stem) < bad}
+        _refuse_too_many(ScanVolumes(cache=None, cached={}, failed=failed), found)  # type: ignore[arg-type]
+
+    for files, persons, fine in ((5, 100, 2), (1, 10, 0), (2, 10, 1), (16, 16, 8), (100, 100, 10), (1000, 1000, 50)):
+        refuse(scans(files, persons), fine)
+        with pytest.raises(InputError, match=f"at most {fine} unreadable volumes of {files}, got {fine + 1};"):
+            refuse(scans(files, persons), fine + 1)
 
 
 def test_mistakes_are_sentences(work: Work, cohort: SmallCohort) -> None:

@@ -313,6 +313,8 @@ def notes(parts: list[rows.Part]) -> list[str]:
                 + (", …" if len(refused) > 12 else "")
                 + "."
             )
+        if part.cohort["unreadable"]:
+            said.append(f"{part.label_set}: {part.cohort['unreadable']} scans could not be read and were left out.")
         shared = max((row["shared_volumes"] or 0 for row in part.metrics), default=0)
         if shared:
             said.append(f"{part.label_set}: shared_volumes = {shared} scans have the content of another person's scan.")

@@ -89,7 +89,7 @@ def part(estimable: int = 1, refused: int = 0, **change: Any) -> rows.Part:
         "label_set": "outcomes", "version": 1, "kind": "clinical", "task_set": "outcomes", "flags": ["simulated"],
         "cohort": {"name": "chest", "version": 1, "follow_up": "observation_period", "data_cut": None,
                    "attrition": [{"step": "scans loaded", "scans": 900, "persons": 800}],
-                   "splits": [{"split": "held_out", "scans": 200, "persons": 200, "eligible": 190}]},
+                   "splits": [{"split": "held_out", "scans": 200, "persons": 200, "eligible": 190}], "unreadable": 0},
         "metrics": metrics, "tasks": [*map(task_row, known), *(task_row(name, 4) for name in others)],
         "num_tasks": estimable + refused, "panels": [panels(name) for name in known], "training": [training],
         "density": rows.Density(
