@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    Computed,
     Date,
     ForeignKey,
     Identity,
@@ -75,7 +76,7 @@ class VisitOccurrence(Base):
 
     __tablename__ = "visit_occurrence"
     __table_args__ = (
-        Index(None, "person_id", "visit_start"),
+        Index(None, "person_id", "visit_start_datetime"),
         Index(None, "load_id"),
         {"schema": "omop", "comment": "Visits with their ends; their starts are events, too."},
     )
@@ -83,8 +84,16 @@ class VisitOccurrence(Base):
     visit_occurrence_id: Mapped[int] = column("The extract's id", BigInteger, primary_key=True, autoincrement=False)
     person_id: Mapped[int] = column("Whose visit", BigInteger)
     visit_concept_id: Mapped[int] = column("Kind of visit (9201 inpatient, 262 emergency and inpatient, …)", Integer)
-    visit_start: Mapped[dt.datetime] = column("Start, naive local time; 23:59:59 where only a date is known", NAIVE)
-    visit_end: Mapped[dt.datetime | None] = column("End, likewise", NAIVE)
+    visit_start_date: Mapped[dt.date] = column(
+        "Day of the start", Date, Computed("visit_start_datetime::date", persisted=True), nullable=False
+    )
+    visit_start_datetime: Mapped[dt.datetime] = column(
+        "Start, naive local time; 23:59:59 where only a date is known", NAIVE
+    )
+    visit_end_date: Mapped[dt.date | None] = column(
+        "Day of the end", Date, Computed("visit_end_datetime::date", persisted=True)
+    )
+    visit_end_datetime: Mapped[dt.datetime | None] = column("End, likewise", NAIVE)
     date_only: Mapped[bool] = column("True where start is known as a date only", Boolean)
     end_date_only: Mapped[bool] = column("True where the end is known as a date only", Boolean)
     discharged_to_concept_id: Mapped[int | None] = column("Where to", Integer)

@@ -37,8 +37,9 @@ WHERE %(descendants)s AND a.ancestor_concept_id = ANY (%(concepts)s::int[])
 """
 
 VISITS = f"""
-SELECT v.person_id, v.visit_start, v.date_only, coalesce(v.visit_end, v.visit_start) AS visit_end,
-       CASE WHEN v.visit_end IS NULL THEN v.date_only ELSE v.end_date_only END AS end_date_only
+SELECT v.person_id, v.visit_start_datetime AS visit_start, v.date_only,
+       coalesce(v.visit_end_datetime, v.visit_start_datetime) AS visit_end,
+       CASE WHEN v.visit_end_datetime IS NULL THEN v.date_only ELSE v.end_date_only END AS end_date_only
 FROM omop.visit_occurrence v JOIN {PERSONS} m USING (person_id)
 WHERE v.visit_concept_id IN (
     SELECT unnest(%(visit_concepts)s::int[])
@@ -78,7 +79,9 @@ def holding(start: str, date_only: str, end: str, end_date_only: str) -> str:
 VISIT_OF_INDEX = f"""
 SELECT CASE WHEN v.date_only THEN date_trunc('day', v.visit_start) ELSE v.visit_start END AS visit_from,
        coalesce(v.visit_end, v.visit_start) AS visit_to
-FROM omop.visit_occurrence v
+FROM (
+    SELECT *, visit_start_datetime AS visit_start, visit_end_datetime AS visit_end FROM omop.visit_occurrence
+) v
 WHERE v.person_id = m.person_id
   AND {holding("v.visit_start", "v.date_only", "coalesce(v.visit_end, v.visit_start)", "v.end_date_only")}
 ORDER BY v.visit_start DESC, v.visit_end, v.visit_occurrence_id LIMIT 1

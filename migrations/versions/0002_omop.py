@@ -348,12 +348,26 @@ def upgrade() -> None:
             comment="Kind of visit (9201 inpatient, 262 emergency and inpatient, …)",
         ),
         sa.Column(
-            "visit_start",
+            "visit_start_date",
+            sa.Date(),
+            sa.Computed("visit_start_datetime::date", persisted=True),
+            nullable=False,
+            comment="Day of the start",
+        ),
+        sa.Column(
+            "visit_start_datetime",
             postgresql.TIMESTAMP(),
             nullable=False,
             comment="Start, naive local time; 23:59:59 where only a date is known",
         ),
-        sa.Column("visit_end", postgresql.TIMESTAMP(), nullable=True, comment="End, likewise"),
+        sa.Column(
+            "visit_end_date",
+            sa.Date(),
+            sa.Computed("visit_end_datetime::date", persisted=True),
+            nullable=True,
+            comment="Day of the end",
+        ),
+        sa.Column("visit_end_datetime", postgresql.TIMESTAMP(), nullable=True, comment="End, likewise"),
         sa.Column("date_only", sa.Boolean(), nullable=False, comment="True where start is known as a date only"),
         sa.Column("end_date_only", sa.Boolean(), nullable=False, comment="True where the end is known as a date only"),
         sa.Column("discharged_to_concept_id", sa.Integer(), nullable=True, comment="Where to"),
@@ -371,9 +385,9 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_visit_occurrence_load_id"), "visit_occurrence", ["load_id"], unique=False, schema="omop")
     op.create_index(
-        op.f("ix_visit_occurrence_person_id_visit_start"),
+        op.f("ix_visit_occurrence_person_id_visit_start_datetime"),
         "visit_occurrence",
-        ["person_id", "visit_start"],
+        ["person_id", "visit_start_datetime"],
         unique=False,
         schema="omop",
     )

@@ -25,6 +25,7 @@ EXTRACTS = (
     "omop_synthea27nj_parquet_5.4",
     "omop_mimic_iv_demo_5.3_partial",
 )
+VISIT_COLUMNS = "visit_occurrence_id, visit_start_datetime, visit_end_datetime, date_only, end_date_only"
 EVENT_COLUMNS = (
     "person_id, time, date_only, concept_id, source_concept_id, value_as_number, value_as_concept_id, unit_concept_id, "
     "end_time, visit_occurrence_id, domain, source_row_id"
@@ -82,9 +83,7 @@ def test_both_forms_of_one_extract_give_equal_rows(real_data: Path, work: Make, 
                 rows(engine, "SELECT * FROM omop.timeline ORDER BY person_id"),
                 rows(engine, "SELECT person_id, birth_time, person_source_value FROM omop.person ORDER BY 1"),
                 rows(engine, "SELECT * FROM omop.concept ORDER BY 1"),
-                rows(
-                    engine, "SELECT visit_occurrence_id, visit_start, visit_end FROM omop.visit_occurrence ORDER BY 1"
-                ),
+                rows(engine, f"SELECT {VISIT_COLUMNS} FROM omop.visit_occurrence ORDER BY visit_occurrence_id"),
             ]
         )
     assert seen[0] == seen[1]

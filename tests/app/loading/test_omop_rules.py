@@ -231,8 +231,8 @@ def test_what_a_real_extract_has_is_kept_and_flagged(tmp_path: Path, work: Make,
     assert rows(engine, "SELECT vocabulary_id, valid_end_date FROM omop.concept WHERE concept_id = 9202") == [
         ("None", dt.date(2099, 12, 31))
     ]
-    assert rows(engine, "SELECT visit_start, visit_end, date_only, end_date_only, discharged_to_concept_id "
-                        "FROM omop.visit_occurrence") == [
+    assert rows(engine, "SELECT visit_start_datetime, visit_end_datetime, date_only, end_date_only, "
+                        "discharged_to_concept_id FROM omop.visit_occurrence") == [
         (dt.datetime(2015, 1, 1, 8), dt.datetime(2014, 12, 31, 23, 59, 59), False, True, 8536)
     ]  # fmt: skip
 

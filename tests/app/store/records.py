@@ -84,8 +84,9 @@ class Records:
         """A visit and its start as an event; its id."""
         visit_id = key or next(self.ids)
         self.do(
-            "INSERT INTO omop.visit_occurrence (visit_occurrence_id, person_id, visit_concept_id, visit_start, "
-            "visit_end, date_only, end_date_only, load_id) VALUES (:id, :person, :concept, CAST(:start AS timestamp), "
+            "INSERT INTO omop.visit_occurrence (visit_occurrence_id, person_id, visit_concept_id, "
+            "visit_start_datetime, visit_end_datetime, date_only, end_date_only, load_id) "
+            "VALUES (:id, :person, :concept, CAST(:start AS timestamp), "
             "CAST(:end AS timestamp), :date_only, :end_date_only, :load)",
             id=visit_id, person=person_id, concept=concept, start=str(start), end=end and str(end),
             date_only=date_only, end_date_only=end_date_only, load=self.load_id,
