@@ -284,14 +284,22 @@ def _describe(
             for name, value in zip(names, row, strict=True)
         }
         (simulated,) = one(decoder, "SELECT bool_or(contains(lower(cdm_source_name), 'simulated')) FROM t_cdm_source")
-        if row[4] is not None:
+        if row[4] is not None and not _precedes_data(decoder, row[4]):
             cut, cut_source = row[4], "cdm_source"
+        elif cut_source == "cdm_source":
+            cut, cut_source = None, None
     if options.data_cut is not None:
         cut, cut_source = options.data_cut, "option"
     describe_source(
         connection, source_id, data_cut=cut, data_cut_source=cut_source, simulated=bool(simulated), details=details
     )
     return cut
+
+
+def _precedes_data(decoder: duckdb.DuckDBPyConnection, release: dt.date) -> bool:
+    """Whether most observation begins after an extract's release: its dates were shifted, the release date was not."""
+    share = "count(*) FILTER (start_date > ?) > count(*) / 2"
+    return bool(decoder.execute(f"SELECT {share} FROM t_observation_period", [release]).fetchall()[0][0])
 
 
 def _unchanged(work: Work, options: Options, shown: Mapping[str, Published], extract: Extract) -> dict[str, Any]:

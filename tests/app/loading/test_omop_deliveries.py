@@ -176,6 +176,19 @@ def test_the_last_day_of_the_data_is_given_or_read(tmp_path: Path, work: Make, e
     assert rows(engine, row) == [(dt.date(2020, 12, 31), "option", True)]
 
 
+def test_a_release_before_shifted_dates_is_no_last_day(tmp_path: Path, work: Make, engine: Engine) -> None:
+    says = ["cdm_source_name,source_release_date", "Some clinic,2009-02-03"]
+    row = "SELECT data_cut, data_cut_source FROM ops.source"
+    assert load(work(path=str(extract(tmp_path / "a", cdm_source=says))))["data_cut"] is None
+    assert rows(engine, row) == [(None, None)]
+    assert load(work(path=str(tmp_path / "a"), data_cut="2020-12-31"))["data_cut"] == "2020-12-31"
+    late = [PERIODS[0], *(line.replace("2010-01-01", "2005-01-01") for line in PERIODS[1:4]), *PERIODS[4:]]
+    load(work(path=str(extract(tmp_path / "b", cdm_source=says, observation_period=late))))
+    assert rows(engine, row) == [(dt.date(2009, 2, 3), "cdm_source")]  # most were observed before it
+    load(work(path=str(tmp_path / "a")))
+    assert rows(engine, row) == [(None, None)]
+
+
 def test_a_vocabulary_grows_and_is_corrected_but_loses_nothing(tmp_path: Path, work: Make, engine: Engine) -> None:
     header = (
         "concept_id,concept_name,domain_id,vocabulary_id,concept_class_id,standard_concept,concept_code,"
