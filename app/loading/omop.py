@@ -298,6 +298,8 @@ def _describe(
 
 def _precedes_data(decoder: duckdb.DuckDBPyConnection, release: dt.date) -> bool:
     """Whether most observation begins after an extract's release: its dates were shifted, the release date was not."""
+    if not one(decoder, "SELECT count(*) FROM duckdb_tables() WHERE table_name = 't_observation_period'")[0]:
+        return False
     share = "count(*) FILTER (start_date > ?) > count(*) / 2"
     return bool(decoder.execute(f"SELECT {share} FROM t_observation_period", [release]).fetchall()[0][0])
 

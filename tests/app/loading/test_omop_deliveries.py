@@ -189,6 +189,15 @@ def test_a_release_before_shifted_dates_is_no_last_day(tmp_path: Path, work: Mak
     assert rows(engine, row) == [(None, None)]
 
 
+def test_a_release_date_is_read_where_no_observation_periods_are(tmp_path: Path, work: Make) -> None:
+    without_periods = {
+        "person": PERSONS,
+        "condition_occurrence": CONDITIONS,
+        "cdm_source": ["cdm_source_name,source_release_date", "Some clinic,2021-02-03"],
+    }
+    assert load(work(path=str(write(tmp_path, without_periods))))["data_cut"] == "2021-02-03"
+
+
 def test_a_vocabulary_grows_and_is_corrected_but_loses_nothing(tmp_path: Path, work: Make, engine: Engine) -> None:
     header = (
         "concept_id,concept_name,domain_id,vocabulary_id,concept_class_id,standard_concept,concept_code,"
