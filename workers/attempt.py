@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 0.5
 NOTE_SECONDS = 10.0
 LONGEST_MESSAGE = 300
+MOST_PLACES = 8
+"""Innermost calls of a failed attempt that its log names."""
 PATIENCE_SECONDS = 45.0
 """How long an attempt tries to report its end to a database that is away; its lease is over soon afterwards."""
 PASSING = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300")
@@ -110,7 +112,11 @@ class JobWork:
             self._say(attempts.note_progress)
 
     def log(self, message: str) -> None:
-        self._say(attempts.write_log, lines=[message])
+        self.tell([message])
+
+    def tell(self, lines: list[str], level: str = "info") -> None:
+        """Lines for `lachesis logs`."""
+        self._say(attempts.write_log, lines=lines, level=level)
 
     def started_at_step(self, step: int) -> None:
         if self._say(attempts.write_start_step, step=step) is False:
@@ -162,38 +168,39 @@ def passes(error: BaseException) -> bool:
     return state.startswith(PASSING)
 
 
-def execute(work: JobWork) -> None:
-    """Run the stage of a claimed job and note how it ended; never raises what a stage raised."""
+def execute(work: JobWork) -> bool:
+    """Run the stage of a claimed job and note how it ended; never raises what a stage raised.
+
+    False where the database stayed away, so that the job still counts as this process's: the process must end then, for
+    its worker goes on to keep the lease of a job whose process lives.
+    """
     _persist(work, lambda c: attempts.place(c, work.claim.job_id, work.fence, socket.gethostname(), os.getpid()))
     try:
         end = _outcome(work)
     finally:
         work.close()
-    if end is not None:
-        _persist(work, end)
+    return _persist(work, end)
 
 
 End = Callable[["Connection"], Any]
 
 
-def _outcome(work: JobWork) -> End | None:
-    """Run the stage; the step of the job that follows from its end, None where the job is another's by now."""
+def _outcome(work: JobWork) -> End:
+    """Run the stage; the step of the job that follows from its end."""
     job_id, fence = work.claim.job_id, work.fence
     try:
         work.check()
         result = stage(work.claim.kind)(work)
         json.dumps(result)
         work.flush()
-    except FenceLost:
-        return None
-    except (Preempted, Cancelled) as error:
+    except (Preempted, Cancelled, FenceLost) as error:
         return _stopped(work, type(error))
     except (KeyboardInterrupt, SystemExit):
         return lambda c: jobs.hand_back(c, job_id, fence)
     except Exception as error:
         verdict = _verdict(work)
         if verdict is not None:  # a cancel also ends the sessions of a stage that does not look
-            return None if verdict is FenceLost else _stopped(work, verdict)
+            return _stopped(work, verdict)
         return _failed(work, error)
     return lambda c: jobs.succeed(c, job_id, fence, result, peak_rss())
 
@@ -207,6 +214,10 @@ def _verdict(work: JobWork) -> type[LachesisError] | None:
 
 
 def _stopped(work: JobWork, how: type[LachesisError]) -> End:
+    """Cancelled, or back to the queue; nothing where the job is another's by now.
+
+    Losing the fence hands back, too: a worker that cannot reach the database gives up jobs that may still be its own.
+    """
     job_id, fence = work.claim.job_id, work.fence
     if how is Cancelled:
         return lambda c: jobs.end_cancelled(c, job_id, fence)
@@ -216,7 +227,7 @@ def _stopped(work: JobWork, how: type[LachesisError]) -> End:
 def _failed(work: JobWork, error: Exception) -> End:
     """What an error means: wrong input, trouble that passes, or a fault of ours. Its trace goes to a file alone."""
     job_id, fence = work.claim.job_id, work.fence
-    _write_trace(work)
+    trace = _write_trace(work)
     if passes(error):
         return lambda c: jobs.retry_later(c, job_id, fence, "The database did not answer.")
     if isinstance(error, LachesisError):
@@ -225,6 +236,7 @@ def _failed(work: JobWork, error: Exception) -> End:
         message, exit_code = f"{type(error).__name__}: {_first_line(error)}", 1
     if not isinstance(error, InputError):
         message = message[:LONGEST_MESSAGE]
+        work.tell([*places(error), f"traceback: {trace}"], "error")
     values: dict[str, Any] = {"exit_code": exit_code, "error_class": type(error).__name__, "message": message}
     return lambda c: jobs.fail(c, job_id, fence, **values, peak_rss_bytes=peak_rss())
 
@@ -235,10 +247,22 @@ def _first_line(error: Exception) -> str:
     return (str(cause).strip().splitlines() or ["no message"])[0]
 
 
-def _write_trace(work: JobWork) -> None:
-    with contextlib.suppress(OSError), (work.folder / "log").open("a") as file:
-        os.fchmod(file.fileno(), 0o600)
-        traceback.print_exc(file=file)
+def places(error: Exception) -> list[str]:
+    """Where an error arose, outermost first: files, lines and functions, and no value of a row."""
+    frames = traceback.extract_tb(error.__traceback__)[-MOST_PLACES:]
+    return [f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno} in {frame.name}" for frame in frames]
+
+
+def _write_trace(work: JobWork) -> str:
+    """The whole trace, which may quote rows, goes to a file of this user alone; where that is."""
+    path = runs_folder(work.settings) / str(work.claim.job_id) / str(work.fence) / "log"
+    try:
+        with (work.folder / path.name).open("a") as file:
+            os.fchmod(file.fileno(), 0o600)
+            traceback.print_exc(file=file)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}"
+    return f"{path} on {socket.gethostname()}"
 
 
 def peak_rss() -> int:
@@ -246,20 +270,20 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _persist(work: JobWork, step: End) -> None:
-    """Do one step in a transaction; keep trying while the database is away, then leave the job to its lease."""
+def _persist(work: JobWork, step: End) -> bool:
+    """Do one step in a transaction, and try again while the database is away; False where it stays away."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             with work.engine.begin() as connection:
                 step(connection)
-            return
+            return True
         except DBAPIError as error:
             if not passes(error):
                 raise
             if time.monotonic() > deadline:
-                print(f"Job {work.claim.job_id}: the database does not answer; its lease will end.", file=sys.stderr)
-                return
+                print(f"Job {work.claim.job_id}: the database does not answer; it will be run again.", file=sys.stderr)
+                return False
             time.sleep(0.5)
 
 

@@ -7,6 +7,7 @@ prefetched, and carry a job's id alone.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -109,4 +110,5 @@ def run_best(holder: Holder) -> None:
 def run_here(holder: Holder, claim: jobs.Claim, is_stopped: Any) -> None:
     """Run a job in this process."""
     url, settings = holder.store.database_url, holder.store.settings
-    execute(JobWork(claim, database_url=url, settings=settings, board=holder.board, is_stopped=is_stopped))
+    if not execute(JobWork(claim, database_url=url, settings=settings, board=holder.board, is_stopped=is_stopped)):
+        os._exit(os.EX_TEMPFAIL)  # the pulse sees its death once the database is back; Celery starts another child

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 import redis
 from sqlalchemy import text
 
+from app.embedded import Store
 from app.embedded.processes import start_time
 from app.errors import FenceLost
 from app.queue import nudge
 from app.store import attempts, jobs
 from tests.workers.conftest import Lab
-from workers.attempt import JobWork
+from workers.attempt import JobWork, execute
 from workers.board import Board
 
 
@@ -156,6 +160,52 @@ def test_sigterm_hands_the_job_back_after_a_last_checkpoint(lab: Lab, kind: str)
     assert lab.scalar("SELECT stopped_at IS NOT NULL FROM ops.worker")
     assert lab.scalar("SELECT max_attempts - attempt FROM ops.job") == 10
     assert lab.scalar("SELECT crash_count FROM ops.job") == 0
+
+
+@contextmanager
+def database_away(lab: Lab, admin_url: str) -> Iterator[None]:
+    """Nobody reaches the test's database meanwhile."""
+    name = lab.engine.url.database
+    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        admin.execute(ending, (name,))
+        try:
+            yield
+        finally:
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+@pytest.mark.parametrize("kind", ["count", "train", "child_count"])
+def test_a_database_that_is_away_for_longer_than_the_lease_costs_a_job_time_alone(
+    lab: Lab, store: Store, kind: str
+) -> None:
+    worker = lab.worker()
+    args = {"number": 30, "steps": 30, "seconds": 0.1}
+    job_id = lab.submit(kind, **args)
+    lab.running(job_id, done=3)
+    with database_away(lab, store.database_url.replace("/lachesis?", "/postgres?", 1)):
+        time.sleep(2.5)
+    assert lab.ended(job_id, 30)["state"] == "succeeded"
+    assert lab.attempts(job_id)[0].outcome != "succeeded"
+    assert lab.ended(lab.submit("count", number=1))["state"] == "succeeded"
+    assert worker.poll() is None
+
+
+def test_an_attempt_that_gives_its_job_up_hands_it_back_only_while_it_is_its_own(lab: Lab) -> None:
+    job_id = lab.insert("count", number=1)
+    url = lab.store.database_url
+    for worker, state in (("a", "queued"), ("b", "running")):
+        with lab.engine.begin() as connection:
+            attempts.register_worker(connection, worker, host="h", pid=1, queues=["load"], version="0", device=None)
+            claim = jobs.claim(connection, worker_id=worker, host="h", pid=1, version="0", lease=60.0, queues=["load"])
+        assert claim is not None
+        board = Board()
+        board.lose(job_id, 1)
+        stale = replace(claim, fence=1)
+        assert execute(JobWork(stale, database_url=url, settings=lab.settings, board=board))
+        assert lab.job(job_id)["state"] == state
+    assert [row.outcome for row in lab.attempts(job_id)] == ["preempted", None]
 
 
 def test_a_database_session_that_is_ended_puts_the_job_off_and_it_runs_again(lab: Lab) -> None:
