@@ -103,10 +103,24 @@ WHERE m.label_set_id = :s AND m.split = 'held_out' ORDER BY m.metric_id
 
 
 def read_metrics(connection: Connection, label_set_id: int) -> list[dict[str, Any]]:
-    """Metrics of a label set on held-out scans, with the names of their checkpoints, oldest first."""
+    """Metrics of a label set on held-out scans, with the names of their checkpoints, oldest first.
+
+    Where a name was trained anew, the metrics of its older checkpoints stay: those are called `NAME (checkpoint ID)`.
+    """
     from sqlalchemy import text
 
-    return [dict(row) for row in connection.execute(text(_METRICS), {"s": label_set_id}).mappings()]
+    rows = [dict(row) for row in connection.execute(text(_METRICS), {"s": label_set_id}).mappings()]
+    newest: dict[str, int] = {}
+    sides = (("checkpoint", "checkpoint_id"), ("reference", "reference_checkpoint_id"))
+    for row in rows:
+        for name, key in sides:
+            if row[name] is not None:
+                newest[row[name]] = max(newest.get(row[name], 0), row[key])
+    for row in rows:
+        for name, key in sides:
+            if row[name] is not None and row[key] != newest[row[name]]:
+                row[name] = f"{row[name]} (checkpoint {row[key]})"
+    return rows
 
 
 _PREDICTIONS = """

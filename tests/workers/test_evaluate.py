@@ -171,6 +171,18 @@ def test_the_report_is_one_file_that_says_what_it_is(
     assert (settings.home / "artifacts" / row["path"]).read_text() == page and row["report_id"] == done["report_id"]
 
 
+def test_a_name_trained_anew_keeps_the_older_numbers_apart(
+    engine: Engine, settings: Settings, drawn: judged_store.Judged, work: WorkFactory
+) -> None:
+    evaluate(work(checkpoint="seeing", labels="outcomes", replicates=100))
+    (older,) = rows(engine, "SELECT checkpoint_id FROM model.checkpoint WHERE name = 'seeing'")
+    with engine.begin() as connection:
+        judged_store.add_embedding(connection, settings, drawn, "seeing", "mtl", 0, None)
+    evaluate(work(checkpoint="seeing", labels="outcomes", replicates=100))
+    shown = {line["inputs"]: float(line["mean C"]) for line in report(work(labels="outcomes"))["summary"]}
+    assert shown[f"image, seeing (checkpoint {older['checkpoint_id']})"] > 0.6 > shown["image, seeing"]
+
+
 def test_what_is_missing_is_said_in_one_sentence(
     engine: Engine, drawn: judged_store.Judged, work: WorkFactory, tmp_path: Path
 ) -> None:
