@@ -145,6 +145,9 @@ def match_folder(root: Path) -> Manifest:
     A NIfTI file is named `<person_id>…`, with the acquisition after it where no JSON file beside it tells
     (`<person_id>_<YYYYMMDD[Thhmm[ss]]>…`), or lies in a folder whose whole name is the id. A DICOM series has the id as
     PatientID, or lies in such a folder.
+
+    Raises:
+        InputError: there is no such file or folder.
     """
     manifest = Manifest()
     for path in _scans(root):
@@ -159,6 +162,8 @@ def match_folder(root: Path) -> Manifest:
             manifest.refusals.append(Refusal(manifest.size, "person_id", "no_person_in_name"))
         else:
             manifest.entries.append(Entry(manifest.size, person_id, acquired, path.as_posix()))
+    if not manifest.size:
+        raise InputError("Expected NIfTI files or DICOM series below the folder, found none; nothing was changed.")
     return manifest
 
 

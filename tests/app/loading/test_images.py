@@ -351,6 +351,14 @@ def test_a_folder_is_matched_by_file_names_folders_and_patient_ids(engine: Engin
     assert result["read"] == 5
 
 
+def test_a_folder_without_scans_is_refused(engine: Engine, work: Make, tmp_path: Path) -> None:
+    (tmp_path / "pacs" / "1").mkdir(parents=True)
+    (tmp_path / "pacs" / "1" / "notes.txt").write_text("none yet")
+    with pytest.raises(InputError, match="found none"):
+        load(work(path=str(tmp_path / "pacs"), match="person_id"))
+    assert query(engine, "SELECT * FROM ops.load") == []
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
