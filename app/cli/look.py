@@ -108,8 +108,9 @@ def show(
     word, found = listing.kind_named(kind)
     with connect().connect() as connection:
         rows = listing.details(connection, found.one, name)
-        if not rows and word != "reject":
-            raise UnknownName(word, name, listing.names(connection, word))
+        if not rows and not (word == "reject" and listing.is_load(connection, name)):
+            known = "load" if word == "reject" else word
+            raise UnknownName(known, name, listing.names(connection, known))
         parts = {title: listing.details(connection, statement, name) for title, statement in found.parts}
     if as_json:
         typer.echo(jsonlib.dumps({"rows": rows, **parts}, default=str))

@@ -252,6 +252,17 @@ def details(connection: Connection, statement: str, name: str) -> list[dict[str,
     return [dict(row) for row in connection.execute(text(statement), {"name": name}).mappings()]
 
 
+def is_load(connection: Connection, name: str) -> bool:
+    """Whether a load, or a job that loads, has this id; it may have nothing rejected."""
+    from sqlalchemy import text
+
+    statement = (
+        "SELECT EXISTS (SELECT FROM ops.load WHERE load_id::text = :name) "
+        "OR EXISTS (SELECT FROM ops.job WHERE job_id::text = :name AND kind = 'load')"
+    )
+    return bool(connection.scalar(text(statement), {"name": name}))
+
+
 def names(connection: Connection, word: str) -> list[str]:
     """Known names of a kind, for suggestions."""
     rows = listing(connection, KINDS[word], 500)

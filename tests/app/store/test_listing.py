@@ -37,6 +37,14 @@ def test_a_job_is_listed_newest_first_and_shown_with_its_states(engine: Engine) 
     assert [row["to_state"] for row in states] == ["queued"]
 
 
+def test_rejects_are_asked_of_loads_and_of_jobs_that_load(engine: Engine) -> None:
+    with engine.begin() as connection:
+        job = "INSERT INTO ops.job (kind, queue, name) VALUES (:kind, 'load', 'a') RETURNING job_id"
+        load, other = (str(connection.scalar(text(job), {"kind": kind})) for kind in ("load", "embed"))
+        found = [listing.is_load(connection, name) for name in (load, other, "nothing")]
+    assert found == [True, False, False]
+
+
 def test_concepts_are_found_by_name_code_and_synonym_and_a_percent_sign_is_only_a_sign(engine: Engine) -> None:
     concept = text(
         "INSERT INTO omop.concept (concept_id, concept_name, domain_id, vocabulary_id, concept_class_id,"
