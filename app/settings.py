@@ -25,7 +25,7 @@ class Settings:
     redis_url: str | None = None
     reader_url: str | None = None
     artifacts: str | None = None
-    """fsspec URL under which checkpoints and files are kept; default HOME/artifacts."""
+    """Folder (a path or a file:// URL) in which checkpoints and reports are kept; default HOME/artifacts."""
     postgres_version: int = 18
     role_prefix: str = "lachesis"
     roots: Mapping[str, Path] = field(default_factory=dict)

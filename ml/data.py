@@ -108,10 +108,13 @@ class VolumeCache:
 
 
 def _stem(source: Source) -> str:
-    """Key of a source: its path, and size and time of change, so that an altered file is read again."""
-    stat = source.path.stat()
-    text = f"{source.path.absolute()}\0{source.format}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Key of a source: its path, and size and time of change of all its files, so that altered ones are read again."""
+    digest = hashlib.sha256(f"{source.path.absolute()}\0{source.format}".encode())
+    # writing into a slice leaves the time of its folder as it was
+    for file in [source.path, *sorted(source.path.rglob("*"))] if source.path.is_dir() else [source.path]:
+        stat = file.stat()
+        digest.update(f"\0{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def _decode(source: Source, recipe: VolumeRecipe, folder: Path) -> Cached | str:

@@ -263,7 +263,7 @@ def read_scans(connection: Connection, settings: Settings, cohort_id: int) -> li
                 f"Expected LACHESIS_ROOT_{row['root'].upper()} to name the folder of the scans under the root "
                 f"{row['root']!r}, found neither it nor a folder kept when they were loaded; set it on this host."
             )
-        if ".." in Path(row["path"]).parts:
+        if Path(row["path"]).is_absolute() or ".." in Path(row["path"]).parts:
             raise InputError(f"Expected scans inside their root, found one outside of {row['root']!r}; load it again.")
         scans.append(
             Scan(

@@ -41,7 +41,7 @@ class Checkpoint:
 _FIND = """
 SELECT checkpoint_id, name, sha256, arm, encoder, width, recipe, seed, path, label_set_id, cohort_id, shuffled
 FROM model.checkpoint
-WHERE (name = :name AND is_final) OR checkpoint_id::text = :name OR (length(:name) >= 6 AND sha256 LIKE :name || '%')
+WHERE (name = :name AND is_final) OR checkpoint_id::text = :name OR (length(:name) >= 6 AND starts_with(sha256, :name))
 ORDER BY (name = :name) DESC, checkpoint_id DESC LIMIT 1
 """
 
@@ -61,10 +61,16 @@ def root(settings: Settings) -> Path:
     """The folder in which published files lie.
 
     Raises:
-        StoreError: where neither LACHESIS_ARTIFACTS nor a home says where.
+        StoreError: neither LACHESIS_ARTIFACTS nor a home says where, or the variable names no folder.
     """
     if settings.artifacts:
-        return Path(settings.artifacts.removeprefix("file://"))
+        folder = settings.artifacts.removeprefix("file://")
+        if "://" in folder:
+            raise StoreError(
+                f"Expected a folder in LACHESIS_ARTIFACTS, found a URL of the kind {folder.partition(':')[0]}; "
+                "name a folder that every host mounts."
+            )
+        return Path(folder)
     if settings.home is None:
         raise StoreError("Expected a place for artifacts, found none; set LACHESIS_ARTIFACTS or LACHESIS_HOME.")
     return settings.home / "artifacts"
@@ -193,13 +199,3 @@ def embedding_set(connection: Connection, checkpoint: Checkpoint, cohort_id: int
             f"run `lachesis embed {checkpoint.name} --cohort {cohort}` first."
         )
     return row
-
-
-def insert_rows(connection: Connection, table: Any, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Insert many rows of one model; how many."""
-    from sqlalchemy import insert
-
-    listed = [dict(row) for row in rows]
-    if listed:
-        connection.execute(insert(table), listed)
-    return len(listed)

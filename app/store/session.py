@@ -24,6 +24,7 @@ def make_engine(url: str, *, application_name: str = "lachesis", pooled: bool = 
     return create_engine(
         url,
         poolclass=QueuePool if pooled else NullPool,
+        hide_parameters=True,  # they may be a person's
         pool_pre_ping=pooled,
         connect_args={
             "application_name": application_name,

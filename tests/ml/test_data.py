@@ -9,6 +9,7 @@ import pytest
 
 from ml.config import read_recipe
 from ml.data import Cached, Source, VolumeCache, mirrored, order, permuted_among, prefetch, volume_recipe
+from tests.app.loading.scans import chest, write_dicom
 
 RECIPE = volume_recipe(read_recipe("tiny", {"shape_zyx": "16,16,16"}))
 
@@ -35,6 +36,23 @@ def test_a_path_is_decoded_once_and_read_again_when_it_changes(tmp_path: Path) -
     assert isinstance(second, Cached)
     assert second.content_sha256 != first.content_sha256
     assert not list(cache.folder.glob(".*")), "no half-written file stays"
+
+
+def test_a_series_is_read_again_when_one_of_its_slices_changes(tmp_path: Path) -> None:
+    source = Source(write_dicom(tmp_path / "series"), "dicom")
+    cache = VolumeCache(tmp_path / "cache", RECIPE)
+    first, again = (cache.prepare([source])[source] for _ in range(2))
+    assert isinstance(first, Cached) and first == again
+    folder_time = source.path.stat().st_mtime_ns
+    for file, other in zip(
+        sorted(source.path.iterdir()),
+        sorted(write_dicom(tmp_path / "other", chest(seed=1)).iterdir()),
+        strict=True,
+    ):
+        file.write_bytes(other.read_bytes())
+    assert source.path.stat().st_mtime_ns == folder_time
+    second = cache.prepare([source])[source]
+    assert isinstance(second, Cached) and second.content_sha256 != first.content_sha256
 
 
 def test_what_is_cached_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,9 @@ def test_the_report_is_one_file_that_says_what_it_is(
         "true hazard, as far as the image shows", "true hazard",
     ]  # fmt: skip
     (row,) = rows(engine, "SELECT * FROM model.report")
-    assert (settings.home / "artifacts" / row["path"]).read_text() == page and row["report_id"] == done["report_id"]
+    assert (Path(str(settings.home)) / "artifacts" / row["path"]).read_text() == page and row["report_id"] == done[
+        "report_id"
+    ]
 
 
 def test_a_name_trained_anew_keeps_the_older_numbers_apart(

@@ -1,0 +1,58 @@
+"""Where published files lie, and which checkpoint a name means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from app.errors import StoreError, UnknownName
+from app.settings import Settings
+from app.store import artifacts
+
+
+def add(engine: Engine, name: str, sha256: str, *, is_final: bool = True) -> int:
+    values = {
+        "name": name, "sha256": sha256, "arm": "tte", "encoder": "tiny", "width": 1, "recipe": {}, "seed": 0, "step": 1,
+        "num_steps": 1, "is_final": is_final, "path": "x", "num_bytes": 1, "code_version": "0",
+    }  # fmt: skip
+    with engine.begin() as connection:
+        return artifacts.add_checkpoint(connection, values)
+
+
+def test_a_checkpoint_is_meant_by_its_name_its_id_or_the_beginning_of_its_digest(engine: Engine) -> None:
+    older, newer = add(engine, "a", "0123456789"), add(engine, "a", "abcdef9999")
+    add(engine, "a", "fedcba9999", is_final=False)
+
+    def found(name: str) -> int:
+        with engine.connect() as connection:
+            return artifacts.find_checkpoint(connection, name).checkpoint_id
+
+    assert found("a") == newer
+    assert found(str(older)) == found("012345") == older
+    for name in ("01234", "______", "%%%%%%", "b"):
+        with pytest.raises(UnknownName):
+            found(name)
+
+
+def test_files_are_kept_under_their_digest_and_an_altered_one_is_refused(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text("one")
+    path, sha256 = artifacts.publish(settings, file, "reports")
+    assert artifacts.publish(settings, file, "reports") == (path, sha256)
+    kept = artifacts.fetch(settings, path, sha256)
+    assert kept.read_text() == "one" and sha256 in kept.name
+    kept.write_text("two")
+    with pytest.raises(StoreError, match="sha256 differs"):
+        artifacts.fetch(settings, path, sha256)
+
+
+def test_artifacts_are_a_folder_and_another_url_is_refused(settings: Settings, tmp_path: Path) -> None:
+    for named in (str(tmp_path), f"file://{tmp_path}"):
+        assert artifacts.root(replace(settings, artifacts=named)) == tmp_path
+    with pytest.raises(StoreError, match="URL of the kind s3"):
+        artifacts.root(replace(settings, artifacts="s3://bucket/x"))
+    with pytest.raises(StoreError, match="set LACHESIS_ARTIFACTS or LACHESIS_HOME"):
+        artifacts.root(replace(settings, home=None))
