@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -80,10 +79,3 @@ def last_day_at_risk(end_days: NDArray[np.float64], share: float = 0.1) -> float
 def null_log_hazard(num_events: NDArray[np.float64], person_days: NDArray[np.float64]) -> NDArray[np.float64]:
     """log((events + 1/2) / (person-days + 1)): (K,) each task's constant log-hazard a day at train scans."""
     return np.log((num_events + 0.5) / (person_days + 1.0))
-
-
-def cumulative_hazard(log_hazard_BPK: Tensor, days: Tensor, edges: Tensor) -> Tensor:
-    """Cumulative hazard at each of `days` (T,), from the index: (B, T, K)."""
-    start, end = edges[:-1], edges[1:]
-    inside_TP = (days[:, None].minimum(end[None]) - start[None]).clamp(min=0)
-    return torch.einsum("tp,bpk->btk", inside_TP.to(log_hazard_BPK.dtype), log_hazard_BPK.exp())

@@ -36,10 +36,6 @@ class TableFile:
     types: tuple[str, ...] = ()
     """Parquet: the type of each column, as Arrow names it."""
 
-    @property
-    def is_parquet(self) -> bool:
-        return self.delimiter is None
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extract:

@@ -174,8 +174,8 @@ FROM model.checkpoint ORDER BY checkpoint_id DESC LIMIT :limit
 """,
     one="""
 SELECT * FROM model.checkpoint
-WHERE checkpoint_id::text = :name OR sha256 LIKE :name || '%' OR (name = :name AND is_final)
-ORDER BY checkpoint_id DESC LIMIT 1
+WHERE checkpoint_id::text = :name OR (length(:name) >= 6 AND starts_with(sha256, :name)) OR (name = :name AND is_final)
+ORDER BY name = :name DESC, checkpoint_id DESC LIMIT 1
 """,
 )
 

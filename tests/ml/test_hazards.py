@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.hazards import choose_edges, cumulative_hazard, cut, last_day_at_risk, null_log_hazard
-from tests.reference import losses as reference
+from ml.hazards import choose_edges, cut, last_day_at_risk, null_log_hazard
 
 
 def test_pieces_are_octiles_of_event_times_and_the_last_is_open() -> None:
@@ -53,16 +52,6 @@ def test_a_piece_is_open_on_the_left_and_closed_on_the_right() -> None:
     time = torch.tensor([[10.0, 10.5]])
     yes = torch.ones(1, 2, dtype=torch.bool)
     assert cut(time, torch.zeros(1, 2), yes, yes, edges).event_BPK[0].tolist() == [[1, 0], [0, 1]]
-
-
-def test_the_cumulative_hazard_is_the_textbook_s() -> None:
-    edges = [0.0, 30.0, 400.0, float("inf")]
-    logs = torch.tensor([[[-7.0], [-6.0], [-9.0]]], dtype=torch.float64)
-    days = torch.tensor([10.0, 200.0, 1000.0], dtype=torch.float64)
-    made = cumulative_hazard(logs, days, torch.tensor(edges, dtype=torch.float64))
-    rates = logs[0, :, 0].exp().tolist()
-    wanted = [reference.cumulative_hazard(rates, edges, 0, day) for day in days.tolist()]
-    np.testing.assert_allclose(made[0, :, 0], wanted, rtol=1e-12)
 
 
 def test_the_null_model_is_events_over_person_days() -> None:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.errors import UnknownName
-from app.store import listing
+from app.store import artifacts, listing
 from app.store.concepts import search
 
 
@@ -35,6 +35,24 @@ def test_a_job_is_listed_newest_first_and_shown_with_its_states(engine: Engine) 
         states = listing.details(connection, dict(listing.JOB.parts)["states"], str(first))
     assert [row["job_id"] for row in rows] == [second, first]
     assert [row["to_state"] for row in states] == ["queued"]
+
+
+def test_a_checkpoint_is_shown_by_name_id_or_digest_and_not_by_what_another_digest_begins_with(engine: Engine) -> None:
+    with engine.begin() as connection:
+        first, second = (
+            artifacts.add_checkpoint(
+                connection,
+                {
+                    "name": "a", "sha256": sha256, "arm": "tte", "encoder": "tiny", "width": 1, "recipe": {}, "seed": 0,
+                    "step": 1, "num_steps": 1, "is_final": True, "path": "x", "num_bytes": 1, "code_version": "0",
+                },
+            )
+            for sha256 in ("aaaaaaaa", "1bbbbbbb")
+        )  # fmt: skip
+        one = listing.KINDS["checkpoint"].one
+        for name, meant in ((str(first), first), ("aaaaaa", first), ("a", second), ("1bbbbb", second)):
+            assert [row["checkpoint_id"] for row in listing.details(connection, one, name)] == [meant]
+        assert not listing.details(connection, one, "______")
 
 
 def test_rejects_are_asked_of_loads_and_of_jobs_that_load(engine: Engine) -> None:
