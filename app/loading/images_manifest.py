@@ -144,7 +144,8 @@ def match_folder(root: Path) -> Manifest:
 
     A NIfTI file is named `<person_id>…`, with the acquisition after it where no JSON file beside it tells
     (`<person_id>_<YYYYMMDD[Thhmm[ss]]>…`), or lies in a folder whose whole name is the id. A DICOM series has the id as
-    PatientID, or lies in such a folder.
+    PatientID, or is or lies in such a folder. Of several such folders the outermost counts: persons hold studies, and
+    studies series, and these are often numbers, too.
 
     Raises:
         InputError: there is no such file or folder.
@@ -155,7 +156,8 @@ def match_folder(root: Path) -> Manifest:
         found = _NAMED.fullmatch(path.name) if is_nifti(path) else None
         person_id = _person_id(found.group(1)) if found else None
         if found is None or person_id is None:
-            person_id = next((n for parent in path.parents if (n := _person_id(parent.name)) is not None), None)
+            folders = path.parent.parts if is_nifti(path) else path.parts
+            person_id = next((n for name in folders if (n := _person_id(name)) is not None), None)
         moment = found.group(2) if found else None
         acquired = parse_moment(moment, "file_name") if moment else None
         if person_id is None and is_nifti(path):
@@ -167,15 +169,22 @@ def match_folder(root: Path) -> Manifest:
     return manifest
 
 
-def _scans(root: Path) -> Iterator[Path]:
-    """Relative paths of NIfTI files and of folders with other files that may be DICOM slices, in order."""
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        here = Path(folder).relative_to(root)
-        visible = sorted(name for name in files if not name.startswith("."))
-        images = [name for name in visible if is_nifti(Path(name)) and not name.lower().endswith(".img")]
-        yield from (here / name for name in images)
-        others = [n for n in visible if n not in images and not n.lower().endswith((".img", ".json", ".csv", ".txt"))]
-        if others and not images and here != Path():
-            yield here
+def _scans(root: Path, here: Path = Path(), above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Relative paths of NIfTI files and of folders with other files that may be DICOM slices, in order.
+
+    Links are followed, but not those into a folder that `here` lies in (`above`, by real paths).
+    """
+    above = above | {os.path.realpath(root / here)}
+    try:
+        visible = sorted((e for e in os.scandir(root / here) if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError:
+        return
+    files = [entry.name for entry in visible if not entry.is_dir()]
+    images = [name for name in files if is_nifti(Path(name)) and not name.lower().endswith(".img")]
+    yield from (here / name for name in images)
+    others = [n for n in files if n not in images and not n.lower().endswith((".img", ".json", ".csv", ".txt"))]
+    if others and not images and here != Path():
+        yield here
+    for entry in visible:
+        if entry.is_dir() and os.path.realpath(entry.path) not in above:
+            yield from _scans(root, here / entry.name, above)

@@ -351,6 +351,21 @@ def test_a_folder_is_matched_by_file_names_folders_and_patient_ids(engine: Engin
     assert result["read"] == 5
 
 
+def test_the_outermost_folder_named_by_a_number_is_the_person_and_links_are_followed(
+    engine: Engine, work: Make, tmp_path: Path
+) -> None:
+    folder, elsewhere = tmp_path / "pacs", write_dicom(tmp_path / "elsewhere", PatientID="A 7")
+    add_persons(engine, [1, 2, 3])
+    write_dicom(folder / "1", PatientID="A 7")
+    (folder / "2" / "20140506").mkdir(parents=True)
+    (folder / "2" / "20140506" / "4").symlink_to(elsewhere)
+    (folder / "2" / "round").symlink_to(folder)
+    (folder / "3").symlink_to(elsewhere)
+    result = load(work(path=str(folder), match="person_id"))
+    assert [(i["person_id"], i["path"]) for i in query(engine, IMAGES)] == [(1, "1"), (2, "2/20140506/4"), (3, "3")]
+    assert result["rejected"] == 0
+
+
 def test_a_folder_without_scans_is_refused(engine: Engine, work: Make, tmp_path: Path) -> None:
     (tmp_path / "pacs" / "1").mkdir(parents=True)
     (tmp_path / "pacs" / "1" / "notes.txt").write_text("none yet")
