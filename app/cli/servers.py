@@ -110,8 +110,8 @@ def psql(context: typer.Context) -> None:
     from app.embedded import psql_command
     from app.settings import read_settings
 
-    command = psql_command(read_settings())
-    os.execv(command[0], [*command, *context.args])  # noqa: S606
+    command, more = psql_command(read_settings())
+    os.execve(command[0], [*command, *context.args], {**os.environ, **more})  # noqa: S606
 
 
 def sql(

@@ -138,14 +138,21 @@ def listen_on(store: Store, port: int) -> None:
         _set_reader_password(store.settings, place, port)
 
 
-def psql_command(settings: Settings) -> list[str]:
-    """The psql that comes with the servers, on the store as its owner."""
+def psql_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
+    """The psql that comes with the servers, on the store as its owner; and what its environment must hold beside ours.
+
+    A password goes there, since every user of a machine may read the arguments of its processes.
+    """
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
     from app.embedded.binaries import postgres_programs
 
-    url = connection_url(settings).replace("postgresql+psycopg://", "postgresql://", 1)
+    given = conninfo_to_dict(connection_url(settings).replace("postgresql+psycopg://", "postgresql://", 1))
+    password = given.pop("password", None)
     place = homes.existing(settings)
     version = settings.postgres_version if place is None else postgres.major_version(place)
-    return [str(postgres_programs(None, version) / "psql"), url]
+    command = [str(postgres_programs(None, version) / "psql"), make_conninfo("", **given)]
+    return command, {} if password is None else {"PGPASSWORD": str(password)}
 
 
 def ensure_workers(store: Store) -> list[str]:
@@ -242,10 +249,8 @@ def _upgrade(settings: Settings, place: homes.Place) -> None:
 
     postgres.create_database(place)
     url = postgres.database_url(place)
-    found = schema_version.revision_of(url)
-    if found == schema_version.NEEDED:
-        return
-    schema_version.upgrade(url, role_prefix=settings.role_prefix)
+    if schema_version.revision_of(url) != schema_version.NEEDED:
+        schema_version.upgrade(url, role_prefix=settings.role_prefix)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f'ALTER ROLE "{settings.role_prefix}_reader" LOGIN')
 

@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from app.cli import servers
-from app.embedded import Store, ensure_up
+from app.embedded import Store, ensure_up, psql_command
 from app.errors import InputError, StoreError
 from app.settings import Settings
 
@@ -143,6 +143,14 @@ def test_an_external_database_is_upgraded_by_the_command_alone(
         connection.execute("DROP VIEW label.tte_long")
         connection.execute("ALTER TABLE omop.person DROP COLUMN split")
     assert "split" in run("db", "check", code=1).stdout
+
+
+def test_a_password_reaches_psql_by_its_environment_alone() -> None:
+    url = "postgresql+psycopg://owner:s%20e%27cret@db.example:5433/lachesis"
+    command, more = psql_command(Settings(home=None, database_url=url))
+    assert more == {"PGPASSWORD": "s e'cret"} and "cret" not in " ".join(command)
+    assert {"host=db.example", "port=5433", "user=owner", "dbname=lachesis"} == set(command[1].split())
+    assert psql_command(Settings(home=None, database_url="postgresql://db.example/lachesis"))[1] == {}
 
 
 def test_up_down_status_psql_and_ls_from_a_shell(new_home: Callable[..., Settings]) -> None:
