@@ -243,7 +243,11 @@ def _failed(work: JobWork, error: Exception) -> End:
 
 def _first_line(error: Exception) -> str:
     """The error's own first line; the rest of a database error (detail, statement, parameters) may hold rows."""
+    import psycopg
+
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    if isinstance(cause, psycopg.DataError):  # its very first line quotes the value
+        return f"a value cannot be stored or computed (SQLSTATE {cause.sqlstate})"
     return (str(cause).strip().splitlines() or ["no message"])[0]
 
 

@@ -97,12 +97,16 @@ def how_it_ended(code: int) -> str:
     return f"The job's process ended with code {code} and without a word; `lachesis logs` may tell more."
 
 
+QUOTING = ("DETAIL:", "CONTEXT:", "LINE ", "[parameters:")
+"""How lines of a database's message begin that may quote a row."""
+
+
 def tail(path: Path) -> list[str]:
-    """The last lines of a log file."""
+    """The last lines of a log file, but those that may quote a row."""
     with suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 8192))
         lines = file.read().decode(errors="replace").splitlines()
-        return [line[:300] for line in lines[-TAIL_LINES:] if line.strip()]
+        return [line[:300] for line in lines[-TAIL_LINES:] if line.strip() and not line.startswith(QUOTING)]
     return []
 
 

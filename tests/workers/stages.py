@@ -71,6 +71,12 @@ def fault(work: Work) -> dict[str, Any]:
     raise RuntimeError("first line\nsecond line with a secret")
 
 
+def bad_value(work: Work) -> dict[str, Any]:
+    with work.connect() as connection:
+        connection.execute(text("SELECT CAST(CAST(:value AS text) AS integer)"), {"value": "a secret"})
+    return {}
+
+
 def stopped_late(work: Work) -> dict[str, Any]:
     """Write a last row when asked to stop, as a training writes its checkpoint."""
     try:
@@ -88,7 +94,17 @@ def stopped_late(work: Work) -> dict[str, Any]:
 
 STAGES = {
     function.__name__: f"tests.workers.stages:{function.__name__}"
-    for function in (count, train, hold_interpreter, long_statement, end_itself, wrong_input, fault, stopped_late)
+    for function in (
+        count,
+        train,
+        hold_interpreter,
+        long_statement,
+        end_itself,
+        wrong_input,
+        fault,
+        bad_value,
+        stopped_late,
+    )
 }
 """As in workers/stages."""
 CHILDREN = {f"child_{name}": place for name, place in STAGES.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import redis
 from sqlalchemy import text
@@ -9,6 +11,7 @@ from sqlalchemy import text
 from app.queue import nudge
 from app.store import jobs
 from tests.workers.conftest import Lab
+from workers.supervisor import tail
 
 
 @pytest.mark.parametrize("kind", ["count", "child_count"])
@@ -87,6 +90,21 @@ def test_a_fault_fails_with_1_and_one_line_while_its_trace_stays_in_a_private_fi
     log = lab.settings.home / "runs" / str(job["job_id"]) / "1" / "log"
     assert "second line with a secret" in log.read_text()
     assert log.stat().st_mode & 0o077 == 0
+
+
+def test_a_value_that_the_database_refuses_is_not_quoted(lab: Lab) -> None:
+    lab.worker()
+    job = lab.ended(lab.submit("bad_value"))
+    assert (job["state"], job["exit_code"]) == ("failed", 1)
+    assert "SQLSTATE 22P02" in job["error_message"]
+    tables = ("job", "job_attempt", "job_event", "job_log")
+    assert "secret" not in str([lab.rows(f"SELECT * FROM ops.{table}") for table in tables])
+
+
+def test_the_tail_of_a_log_leaves_out_what_may_quote_a_row(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("one\nDETAIL:  Key (person_id)=(4711) already exists.\nCONTEXT:  COPY person, line 1: 4711\ntwo\n")
+    assert tail(log) == ["one", "two"]
 
 
 def test_a_cancelled_queued_job_never_runs(lab: Lab) -> None:
