@@ -62,7 +62,8 @@ def embed(
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
-    batches = [items[i : i + 4 * recipe.batch] for i in range(0, len(items), 4 * recipe.batch)]
+    # No more than training takes at once: that is the memory that whoever set the batch has.
+    batches = [items[i : i + recipe.batch] for i in range(0, len(items), recipe.batch)]
     made = np.empty((len(items), encoder.width), np.float32)
     done = 0
     for voxels_BZYX in prefetch(

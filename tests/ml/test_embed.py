@@ -19,6 +19,14 @@ def test_embeddings_do_not_depend_on_the_batch_they_were_made_in() -> None:
     assert encoder.training
 
 
+def test_no_more_volumes_are_embedded_at_once_than_a_batch_of_the_recipe() -> None:
+    recipe = read_recipe("tiny", {"shape_zyx": "16,16,16", "batch": "2"})
+    encoder, seen = build_encoder("tiny"), list[int]()
+    encoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    embed(encoder, recipe, lambda i: np.full((16, 16, 16), i, np.int16), list(range(5)))
+    assert seen == [2, 2, 1]
+
+
 def test_the_encoder_sees_the_window_of_its_recipe() -> None:
     recipe = read_recipe("tiny")
     made = to_input(torch.tensor([[[[-2000, -500, 3000]]]], dtype=torch.int16), recipe)
