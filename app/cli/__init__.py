@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from app.errors import LachesisError
+from app.errors import LachesisError, StoreError
 
 app = typer.Typer(
     name="lachesis",
@@ -41,6 +41,14 @@ def _keep_examples(group: typer.Typer) -> None:
             _keep_examples(child.typer_instance)
 
 
+def _lost_the_database(error: Exception) -> bool:
+    if "psycopg" not in sys.modules:
+        return False
+    from app.store.session import is_away
+
+    return is_away(error)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one command; an error of ours is one sentence on stderr and its exit code."""
     _register()
@@ -49,8 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     except LachesisError as error:
         print(f"lachesis: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if not _lost_the_database(error):
+            raise
+        print("lachesis: The database went away in the middle of this command; try it again.", file=sys.stderr)
+        sys.exit(StoreError.exit_code)

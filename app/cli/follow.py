@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from app.cli.endings import ending
 from app.errors import Cancelled, JobFailed, StoreError
 from app.settings import Settings
 
@@ -57,7 +58,7 @@ def submit_and_follow(
     Raises:
         LachesisError: with the job's message and exit code.
     """
-    from app.embedded import ensure_up, ensure_workers
+    from app.embedded import ensure_up
     from app.queue import submit
 
     store = ensure_up(settings)
@@ -65,11 +66,21 @@ def submit_and_follow(
     if inline and not detach:
         return conclude(follow(store, job_id, start_inline(store, job_id)), as_json=as_json)
     with going_on(job_id):
-        ensure_workers(store)
+        care_for_workers(store)
     if detach:
         print(jsonlib.dumps({"job_id": job_id}) if as_json else job_id)
         return {"job_id": job_id}
     return conclude(follow(store, job_id), as_json=as_json)
+
+
+def care_for_workers(store: Store) -> None:
+    """Start our own workers where none serves; a job is queued by then, so trouble is told and survived."""
+    from app.embedded import ensure_workers
+
+    try:
+        ensure_workers(store)
+    except StoreError as error:
+        print(f"lachesis: {error}", file=sys.stderr)
 
 
 @contextmanager
@@ -182,9 +193,11 @@ class Watch:
 
     def _revive(self) -> None:
         """Embedded servers that died are started again; servers of somebody else are waited for."""
-        from app.embedded import ensure_up
+        from app.embedded import ensure_up, was_stopped
 
         time.sleep(0.5)
+        if self.store.embedded and was_stopped(self.store.settings):
+            raise StoreError(f"`lachesis down` ended the servers; job {self.job_id} goes on after `lachesis up`.")
         try:
             ensure_up(self.store.settings)
         except StoreError:
@@ -198,14 +211,12 @@ class Watch:
         waiting = job["state"] in ("queued", "retry_wait")
         if self.store.embedded:
             if waiting or is_silent(job):
-                from app.embedded import ensure_workers
-
-                ensure_workers(self.store)
+                care_for_workers(self.store)
         elif waiting and not self._is_served(job["queue"]):
             self._next_care = time.monotonic() + LINE_SECONDS
             report.say(
                 f"job {self.job_id} waits: no worker serves the queue {job['queue']!r}; start one with "
-                f"`python -m workers worker --queues {job['queue']}`."
+                f"`lachesis worker --queues {job['queue']}`."
             )
 
     def _is_served(self, queue: str) -> bool:
@@ -239,29 +250,14 @@ def conclude(job: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
         print(jsonlib.dumps(shown, default=str))
     if job["state"] == "succeeded":
         if not as_json:
-            print(f"{title(job)}: {rendering(job['result'] or {})} (job {job['job_id']})", file=sys.stderr)
+            said = ending(job["kind"], job["result"] or {})
+            print(f"{title(job)}: {said} (job {job['job_id']})", file=sys.stderr)
         return dict(job["result"] or {})
     if job["state"] == "cancelled":
         raise Cancelled(f"Job {job['job_id']} ({title(job)}) was cancelled.")
-    raise JobFailed(job["error_message"] or f"Job {job['job_id']} is {job['state']}.", job["exit_code"] or 1)
-
-
-def rendering(result: dict[str, Any]) -> str:
-    """A result as one short line: the sentence its stage wrote, else its numbers and names, not its tables."""
-    if isinstance(result.get("summary"), str):
-        return str(result["summary"])
-    parts = ["unchanged"] if result.get("unchanged") is True else []
-    for key, value in result.items():
-        if (
-            isinstance(value, bool)
-            or key in ("name", "kind")
-            or not isinstance(value, (str, int, float))
-            or value == ""
-        ):
-            continue
-        number = f"{value:,}" if isinstance(value, int) and not key.endswith("_id") else str(value)
-        parts.append(f"{key.removeprefix('num_').replace('_', ' ')} {number}")
-    return ", ".join(parts) or "done"
+    message, code = job["error_message"] or f"Job {job['job_id']} is {job['state']}.", job["exit_code"] or 1
+    hint = f" (`lachesis logs {job['job_id']}` says where.)" if code == JobFailed.exit_code else ""
+    raise JobFailed(message + hint, code)
 
 
 class Report(Protocol):

@@ -42,10 +42,10 @@ def jobs(
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """A job as a line of the list."""
-    done = f"{row['done']}/{row['total']} {row['unit']}".strip() if row["total"] else ""
-    seconds = (
-        (row["finished_at"] - row["started_at"]).total_seconds() if row["started_at"] and row["finished_at"] else None
-    )
+    from app.cli.follow import duration
+
+    done = f"{row['done']:,} of {row['total']:,} {row['unit']}".strip() if row["total"] else ""
+    seconds = row["worked_seconds"]
     return {
         "job": row["job_id"],
         "kind": row["kind"],
@@ -53,7 +53,7 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
         "state": row["state"],
         "attempt": row["attempt"],
         "progress": done if row["state"] == "running" else "",
-        "took": "" if seconds is None else f"{seconds:.1f} s",
+        "took": "" if seconds is None else f"{seconds:.1f} s" if seconds < 60 else duration(seconds),
         "created": row["created_at"],
         "error": (row["error_message"] or "")[:80],
     }
@@ -66,12 +66,12 @@ def watch(job: JobId, as_json: AsJson = False) -> None:
       lachesis watch 12
       lachesis pretrain tte --encoder tiny --labels chest --name a --detach | xargs lachesis watch
     """
-    from app.cli.follow import conclude, follow
-    from app.embedded import ensure_up, ensure_workers
+    from app.cli.follow import care_for_workers, conclude, follow
+    from app.embedded import ensure_up
     from app.settings import read_settings
 
     store = ensure_up(read_settings())
-    ensure_workers(store)
+    care_for_workers(store)
     conclude(follow(store, job), as_json=as_json)
 
 
@@ -94,7 +94,8 @@ def logs(
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         last = 0
         while True:
-            ended = store.find(connection, job)["state"] in ENDED
+            found_job = store.find(connection, job)
+            ended = found_job["state"] in ENDED
             while found := store.log_lines(connection, job, last):
                 last = found[-1]["job_log_id"]
                 lines += found if as_json else []
@@ -106,6 +107,9 @@ def logs(
             time.sleep(FOLLOW_SECONDS)
     if as_json:
         typer.echo(jsonlib.dumps({"lines": lines}, default=str))
+    elif found_job["state"] in ENDED and found_job["error_message"]:
+        end = f"{found_job['finished_at']:%Y-%m-%d %H:%M:%S}  {found_job['fence']}"
+        typer.echo(f"{end}  {found_job['state']}: {found_job['error_message']}")
 
 
 def cancel(job: JobId, as_json: AsJson = False) -> None:
@@ -136,7 +140,8 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
       lachesis retry 12
       lachesis retry 12 && lachesis watch 12
     """
-    from app.embedded import ensure_up, ensure_workers
+    from app.cli.follow import care_for_workers
+    from app.embedded import ensure_up
     from app.queue import nudge
     from app.settings import read_settings
     from app.store import jobs as store
@@ -146,7 +151,7 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
     with make_engine(servers.database_url).begin() as connection:
         queue = store.retry(connection, job)
     nudge(servers.redis_url, job, queue)
-    ensure_workers(servers)
+    care_for_workers(servers)
     typer.echo(jsonlib.dumps({"job_id": job, "state": "queued"}) if as_json else f"Job {job} is queued again.")
 
 

@@ -13,10 +13,23 @@ from app.errors import StoreError
 from app.settings import Settings
 from app.store import schema_version
 
-__all__ = ["Store", "connection_url", "ensure_up", "ensure_workers", "listen_on", "psql_command", "status", "stop"]
+__all__ = [
+    "Store",
+    "connection_url",
+    "ensure_up",
+    "ensure_workers",
+    "listen_on",
+    "psql_command",
+    "status",
+    "stop",
+    "was_stopped",
+]
 
 READER_URL_FILE = "reader_url"
 """In the home, for its owner alone: the URL with which readers connect by TCP."""
+
+STOPPED_FILE = "stopped"
+"""In the home: `lachesis down` ended its servers, and no command has started them since."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +92,7 @@ def stop(settings: Settings) -> dict[str, Any]:
     """
     place = _embedded_place(settings)
     with homes.lock(place.home):
+        (place.home / STOPPED_FILE).touch()
         workers = processes.stop_workers(place.home)
         return {
             "home": str(place.home),
@@ -86,6 +100,11 @@ def stop(settings: Settings) -> dict[str, Any]:
             "redis": redis.stop(place),
             "postgres": postgres.stop(place),
         }
+
+
+def was_stopped(settings: Settings) -> bool:
+    """True from `stop` to the next start: whoever only watches must not start servers that somebody ended."""
+    return settings.home is not None and (settings.home / STOPPED_FILE).exists()
 
 
 def status(settings: Settings) -> dict[str, Any]:
@@ -242,6 +261,7 @@ def _start_servers(place: homes.Place) -> None:
     homes.secure(place)
     postgres.start(place)
     redis.start(place)
+    (place.home / STOPPED_FILE).unlink(missing_ok=True)
 
 
 def _upgrade(settings: Settings, place: homes.Place) -> None:

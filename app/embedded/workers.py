@@ -29,8 +29,11 @@ def start_missing(place: Place, database_url: str, environment: Mapping[str, str
     """Start a worker for each group of queues that nobody serves; their names. The caller holds the home's lock."""
     import psycopg
 
-    with psycopg.connect(database_url, connect_timeout=10) as connection:
-        row = connection.execute(_SERVED).fetchone()
+    try:
+        with psycopg.connect(database_url, connect_timeout=10) as connection:
+            row = connection.execute(_SERVED).fetchone()
+    except psycopg.OperationalError:
+        raise StoreError("The database does not answer, so no worker was started.") from None
     served, servers_age = row if row is not None else ([], 0.0)
     missing = [
         name

@@ -445,7 +445,7 @@ def retry(connection: Connection, job_id: int) -> str:
 
 
 _FIND = """
-SELECT j.job_id, j.kind, j.queue, j.name, j.state, j.result, j.exit_code, j.error_class, j.error_message,
+SELECT j.job_id, j.kind, j.queue, j.name, j.state, j.result, j.exit_code, j.error_class, j.error_message, j.finished_at,
        j.attempt, j.fence, j.worker_id, j.cancel_requested_at, p.done, p.total, p.unit, p.note,
        extract(epoch FROM clock_timestamp() - j.heartbeat_at)::float8 AS silent_seconds
 FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) WHERE j.job_id = :job
@@ -463,7 +463,10 @@ def find(connection: Connection, job_id: int) -> dict[str, Any]:
 
 _LISTING = """
 SELECT j.job_id, j.kind, j.name, j.queue, j.state, j.attempt, p.done, p.total, p.unit, j.created_at, j.started_at,
-       j.finished_at, j.error_message
+       j.finished_at, j.error_message, (
+           SELECT extract(epoch FROM sum(coalesce(a.finished_at, clock_timestamp()) - a.started_at))::float8
+           FROM ops.job_attempt a WHERE a.job_id = j.job_id
+       ) AS worked_seconds
 FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id)
 WHERE CAST(:state AS text) IS NULL OR j.state = :state ORDER BY j.job_id DESC LIMIT :limit
 """

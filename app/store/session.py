@@ -37,6 +37,16 @@ def make_engine(url: str, *, application_name: str = "lachesis", pooled: bool = 
     )
 
 
+def is_away(error: BaseException) -> bool:
+    """True where an error of the database's driver means that the server does not answer, or goes down."""
+    import psycopg
+
+    cause = getattr(error, "orig", None) or error
+    if not isinstance(cause, psycopg.OperationalError):
+        return False
+    return cause.sqlstate is None or cause.sqlstate.startswith(("08", "57P", "53300"))
+
+
 def raw(connection: Connection) -> psycopg.Connection:
     """The psycopg connection under a SQLAlchemy one, for COPY; it shares the transaction."""
     return cast("psycopg.Connection", connection.connection.driver_connection)

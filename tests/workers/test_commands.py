@@ -78,7 +78,7 @@ def test_a_job_that_nobody_claims_says_which_queue_has_no_worker(lab: Lab, tmp_p
     lab.worker()
     code, _, err = outcome(process)
     assert code == 2
-    assert "no worker serves the queue 'load'; start one with `python -m workers worker --queues load`" in err
+    assert "no worker serves the queue 'load'; start one with `lachesis worker --queues load`" in err
 
 
 def test_a_terminal_shows_a_bar_with_what_is_done_and_the_time_left(lab: Lab) -> None:
@@ -153,3 +153,19 @@ def test_jobs_logs_and_retry_say_what_happened(lab: Lab) -> None:
     code, _, err = outcome(lachesis(lab, "retry", str(good)))
     assert code == 2
     assert "it is succeeded" in err
+
+
+def test_the_log_of_a_failed_job_says_where_it_failed_and_why(lab: Lab) -> None:
+    lab.worker()
+    job_id = lab.submit("fault")
+    assert lab.ended(job_id)["state"] == "failed"
+    code, _, err = outcome(lachesis(lab, "watch", str(job_id)))
+    assert code == 1
+    assert f"`lachesis logs {job_id}`" in err
+    code, out, _ = outcome(lachesis(lab, "logs", str(job_id)))
+    assert code == 0
+    assert "tests/workers/stages.py:" in out
+    path = out.split("traceback: ")[1].split(" on ")[0]
+    assert "RuntimeError" in Path(path).read_text()
+    assert "secret" not in out
+    assert out.splitlines()[-1].endswith("failed: RuntimeError: first line")

@@ -15,6 +15,7 @@ import pytest
 
 from app.embedded import ensure_up, ensure_workers, environment, status, stop
 from app.embedded.processes import start_time
+from app.queue import submit
 from app.settings import Settings
 
 
@@ -70,3 +71,19 @@ def test_workers_end_with_the_store(home: Settings) -> None:
     time.sleep(2.0)
     stop(home)
     assert all(start_time(pid) is None for pid in workers.values())
+
+
+@pytest.mark.long
+def test_a_follower_ends_when_somebody_ends_the_servers_and_does_not_start_them_again(home: Settings) -> None:
+    job_id = submit(ensure_up(home), "load", {"what": "omop", "path": "/nowhere"}, held_for=3600.0)
+    command = [sys.executable, "-c", "from app.cli import main; main()", "watch", str(job_id)]
+    variables = {**os.environ, **environment(home)}
+    follower = subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    while not status(home)["workers"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stop(home)
+    _, said = follower.communicate(timeout=20)
+    assert follower.returncode == 4
+    assert f"`lachesis down` ended the servers; job {job_id} goes on after `lachesis up`." in said
+    assert status(home)["postgres"] is None
