@@ -110,7 +110,7 @@ def apply_rules(
             start = clocks[clock, STARTS]
         if clock >= 0 and clocks[clock, BARRED_BY_CLOCK] == 1:
             barred = 1
-        opens = start + rule[START]
+        opens = max(start + rule[START], index)  # of a scan whose day alone is known, discharge may come first
         last = member[CUT_END] if rule[TO_DATA_CUT] == 1 else member[END]
         ended_by_death = member[DEATH] != NEVER and member[DEATH] == last
         if last - index < rule[MIN_FOLLOW_UP] and not ended_by_death:

@@ -327,15 +327,17 @@ class LabelTasks:
     rules: TaskRules
     by_statement: dict[int, dict[str, Any]]
     """Position → definition of the tasks that concepts alone do not describe."""
-    clocks: list[int]
-    """Positions of the tasks whose window opens after discharge; clock n is that of clocks[n]."""
+    clocks: dict[int, dict[str, Any]]
+    """Position → definition of the tasks whose window opens after discharge; clock n is that of the n-th."""
 
 
 _LABEL_TASKS = """
 SELECT start_seconds, (definition ->> 'prior_days')::int8, definition ->> 'same_day' = 'after', prior = 'exclude',
        death = 'competing', follow_up = 'data_cut', (definition ->> 'washout_days')::int8,
        (definition ->> 'min_follow_up_days')::int8, definition ->> 'clock' = 'discharge',
-       CASE WHEN (definition -> 'resolved' ->> 'by_statement')::bool THEN definition END
+       (definition -> 'resolved' ->> 'by_statement')::bool,
+       CASE WHEN (definition -> 'resolved' ->> 'by_statement')::bool OR definition ->> 'clock' = 'discharge'
+            THEN definition END
 FROM label.task WHERE task_set_id = %s ORDER BY position
 """
 
@@ -343,8 +345,8 @@ FROM label.task WHERE task_set_id = %s ORDER BY position
 def read_label_tasks(connection: Connection, task_set_id: int) -> LabelTasks:
     """How each task of a set reads a timeline, by position."""
     rows = _binary_cursor(connection).execute(_LABEL_TASKS, (task_set_id,)).fetchall()
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 10
-    clocks = [position for position, row in enumerate(rows) if row[8]]
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 11
+    clocks = {position: row[10] for position, row in enumerate(rows) if row[8]}
     number = {position: n for n, position in enumerate(clocks)}
 
     def seconds(days: Sequence[int | None], default: int) -> NDArray[np.int64]:
@@ -361,7 +363,7 @@ def read_label_tasks(connection: Connection, task_set_id: int) -> LabelTasks:
         min_follow_up_seconds=seconds(columns[7], -NEVER),
         clock=np.array([number.get(position, -1) for position in range(len(rows))], np.int64),
     )
-    by_statement = {position: row[9] for position, row in enumerate(rows) if row[9] is not None}
+    by_statement = {position: row[10] for position, row in enumerate(rows) if row[9]}
     return LabelTasks(rules=rules, by_statement=by_statement, clocks=clocks)
 
 
@@ -423,8 +425,8 @@ def read_label_members(connection: Connection, cohort_id: int, tasks: LabelTasks
     cut = np.array([-(NEVER // 2) if cut is None else cut for cut in columns[6]], np.int64)
     clocks = np.zeros((len(member), len(tasks.clocks), 2), np.int64)
     clocks[:, :, 0] = -NEVER
-    for n, position in enumerate(tasks.clocks):
-        _, task_values = outcomes.statement(tasks.by_statement[position])
+    for n, definition in enumerate(tasks.clocks.values()):
+        _, task_values = outcomes.statement(definition)
         found = _binary_cursor(connection).execute(outcomes.CLOCKS, task_values | values).fetchall()
         _scatter(clocks[:, n, 0], member, [(row[0], row[1]) for row in found])
         _scatter(clocks[:, n, 1], member, [(row[0], row[2]) for row in found])

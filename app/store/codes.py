@@ -30,6 +30,7 @@ WHERE concept_id_1 = ANY (CAST(:ids AS int[])) AND relationship_id = 'Maps to' A
 _KNOWN = """
 SELECT id FROM unnest(CAST(:ids AS int[])) id
 WHERE EXISTS (SELECT 1 FROM omop.concept c WHERE c.concept_id = id)
+   OR EXISTS (SELECT 1 FROM omop.concept_ancestor a WHERE a.ancestor_concept_id = id)
    OR EXISTS (SELECT 1 FROM omop.event e WHERE e.concept_id = id)
    OR EXISTS (SELECT 1 FROM omop.visit_occurrence v WHERE v.visit_concept_id = id)
 """

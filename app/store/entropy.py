@@ -39,13 +39,20 @@ WITH scan AS MATERIALIZED (
         FROM had JOIN up ON up.descendant = had.concept_id GROUP BY 1, 2
     ) p GROUP BY 1
 )
-SELECT f.concept_id, f.persons, f.events, least(min(parent.persons), :persons) AS base
+SELECT f.concept_id, f.persons, f.events,
+       least(min(coalesce(parent.persons, 0)) FILTER (WHERE a.ancestor_concept_id IS NOT NULL), :persons) AS base
 FROM f
 LEFT JOIN omop.concept_ancestor a ON a.descendant_concept_id = f.concept_id AND a.min_levels_of_separation = 1
+     AND a.ancestor_concept_id <> 0
 LEFT JOIN f parent ON parent.concept_id = a.ancestor_concept_id
 GROUP BY 1, 2, 3
 """
-"""Persons who ever have a concept or a descendant, those who have it after an index, and the rarest parent's count."""
+"""Persons who ever have a concept or a descendant, those who have it after an index, and the rarest parent's count.
+
+Ancestors of real vocabularies are not always transitive (a combined drug lacks the classes of its ingredients): nobody
+may have a parent of a concept that some have. It then counts 0, and the concept is as certain as under any parent that
+is rarer than itself.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,15 +36,19 @@ UNION SELECT a.descendant_concept_id FROM omop.concept_ancestor a
 WHERE %(descendants)s AND a.ancestor_concept_id = ANY (%(concepts)s::int[])
 """
 
+OF_VISIT_CONCEPTS = """
+v.visit_concept_id IN (
+    SELECT unnest(%(visit_concepts)s::int[])
+    UNION SELECT a.descendant_concept_id FROM omop.concept_ancestor a
+    WHERE %(descendants)s AND a.ancestor_concept_id = ANY (%(visit_concepts)s::int[]))
+"""
+
 VISITS = f"""
 SELECT v.person_id, v.visit_start_datetime AS visit_start, v.date_only,
        coalesce(v.visit_end_datetime, v.visit_start_datetime) AS visit_end,
        CASE WHEN v.visit_end_datetime IS NULL THEN v.date_only ELSE v.end_date_only END AS end_date_only
 FROM omop.visit_occurrence v JOIN {PERSONS} m USING (person_id)
-WHERE v.visit_concept_id IN (
-    SELECT unnest(%(visit_concepts)s::int[])
-    UNION SELECT a.descendant_concept_id FROM omop.concept_ancestor a
-    WHERE %(descendants)s AND a.ancestor_concept_id = ANY (%(visit_concepts)s::int[]))
+WHERE {OF_VISIT_CONCEPTS}
 """
 
 STAYS = f"""
@@ -134,7 +138,7 @@ def statement(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if spec.visit_concepts:
         conditions.append(
             "e.visit_occurrence_id IN (SELECT v.visit_occurrence_id FROM omop.visit_occurrence v "
-            "WHERE v.visit_concept_id = ANY (%(visit_concepts)s::int[]))"
+            f"WHERE {OF_VISIT_CONCEPTS})"
         )
     if spec.values:
         rules = [value_condition(n, values, unit) for n, unit in enumerate(resolved["units"])]

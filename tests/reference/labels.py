@@ -204,10 +204,9 @@ def value_meets(event: Event, rule: ValueRule) -> bool:
 
 def occurrences(task: TaskSpec, person: Person, words: Vocabulary) -> list[tuple[dt.datetime, bool]]:
     """(time, date_only) of all rows that are the task's outcome, anywhere in the record."""
-    visit_kinds = set(task.visit_concepts)
+    kinds = words.expand(task.visit_concepts, descendants=task.descendants)
     sources = {words.source_concepts[code] for code in task.source_codes}
     if not task.concepts and not sources:
-        kinds = words.expand(task.visit_concepts, descendants=task.descendants)
         if task.clock == "discharge":
             return [(s.start, s.start_date_only) for s in stays(person, kinds)]
         return [(v.start, v.start_date_only) for v in person.visits if v.concept in kinds]
@@ -218,7 +217,7 @@ def occurrences(task: TaskSpec, person: Person, words: Vocabulary) -> list[tuple
         for e in person.events
         if (e.concept in wanted or e.source_concept in sources)
         and (not task.domains or e.domain in task.domains)
-        and (not visit_kinds or (e.visit is not None and kind_of.get(e.visit) in visit_kinds))
+        and (not kinds or (e.visit is not None and kind_of.get(e.visit) in kinds))
         and (not task.values or any(value_meets(e, rule) for rule in task.values))
     ]
 
@@ -228,7 +227,7 @@ def label(task: TaskSpec, member: Member, person: Person, words: Vocabulary) -> 
     rows = occurrences(task, person, words)
     kinds = words.expand(task.visit_concepts, descendants=task.descendants)
     clock = discharge(person, member, kinds) if task.clock == "discharge" else None
-    opens = (clock or member.index) + dt.timedelta(seconds=task.start_seconds)
+    opens = max((clock or member.index) + dt.timedelta(seconds=task.start_seconds), member.index)
     end = (member.cut_end or member.end) if task.follow_up == "data_cut" else member.end
     prior = any(is_history(task, member, opens, row) for row in rows)
     result = {

@@ -24,7 +24,7 @@ Make = Callable[..., InlineWork]
 START = dt.datetime(2010, 1, 1)
 ROOT, CHILD, GRANDCHILD, OTHER, LAB, SOURCE = 100, 101, 102, 103, 300, 2_000_000_001
 WORDS = oracle.Vocabulary(
-    descendants={ROOT: frozenset({CHILD, GRANDCHILD}), CHILD: frozenset({GRANDCHILD})},
+    descendants={ROOT: frozenset({CHILD, GRANDCHILD}), CHILD: frozenset({GRANDCHILD}), 9201: frozenset({8717})},
     source_concepts={"ICD10CM/c2000000001": SOURCE},
 )
 EVENT_CONCEPTS = [ROOT, CHILD, GRANDCHILD, OTHER, LAB, 0]
@@ -42,6 +42,8 @@ SPECS: list[dict[str, Any]] = [
     {"name": "low", "concepts": [LAB], "values": [{"below": 7.1, "unit": 8713}], "prior": "keep"},
     {"name": "coded", "concepts": [LAB], "values": [{"at_least": 9, "unit": 0}, {"value_concepts": [45]}]},
     {"name": "inpatient", "concepts": [ROOT], "visit_concepts": [9201], "prior": "keep"},
+    {"name": "only_9201", "concepts": [CHILD], "visit_concepts": [9201], "descendants": False, "prior": "keep"},
+    {"name": "after_discharge", "concepts": [ROOT], "clock": "discharge", "occurrence": "next"},
     {"name": "admission", "visit_concepts": [9201, 262], "occurrence": "next"},
 ]
 
@@ -70,7 +72,7 @@ def draw_person(random_: random.Random, keys: Any) -> oracle.Person:
         if random_.random() < 0.1:
             end, end_date_only = None, False
         visits.append(
-            oracle.Visit(next(keys), random_.choice([9201, 9201, 262, 9202]), start, end, date_only, end_date_only)
+            oracle.Visit(next(keys), random_.choice([9201, 8717, 262, 9202]), start, end, date_only, end_date_only)
         )
     for _ in range(random_.choice([0, 1, 3, 8, 15])):
         time, date_only = draw_time(random_)
@@ -115,6 +117,7 @@ def write_vocabulary(records: Records) -> None:
     records.concepts([ROOT, CHILD, GRANDCHILD, OTHER, LAB])
     records.concepts([SOURCE], "ICD10CM", None)
     records.ancestors([(ROOT, CHILD, 1), (ROOT, GRANDCHILD, 2), (CHILD, GRANDCHILD, 1), (ROOT, ROOT, 0)])
+    records.ancestors([(9201, 8717, 1)])
 
 
 def run_stages(work: Make, follow_up: str = "observation_period", **cohort: Any) -> dict[str, Any]:

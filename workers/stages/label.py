@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHUNK_EVENTS, CHUNK_MEMBERS = 1_000_000, 4_096
 """Persons are read together until they hold so many events or members."""
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Raised when the engine's rules change, so that labels made by older rules count as made of other inputs."""
 
 

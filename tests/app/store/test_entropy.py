@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.errors import InputError, UnknownName
 from app.store import cohorts, tasks
@@ -103,6 +103,28 @@ def test_counts_in_the_store_agree_with_counting_by_hand(engine: Engine, work: M
     assert [t.concept_id for t in chosen] == [c.concept_id for c in expected if c.verdict == "chosen"]
     assert chosen[0].name == f"SNOMED/c{chosen[0].concept_id}" and chosen[0].occurrence == "next"
     assert result["tasks"] == len(chosen) and result["kind"] == "pretraining"
+
+
+def test_a_parent_that_nobody_has_makes_a_concept_certain(engine: Engine, work: Make) -> None:
+    """The class 7 of ingredient 3 is no ancestor of 5, which contains it: persons have 3 and nobody has 7."""
+    fill(engine)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO omop.concept_ancestor VALUES (7, 3, 1, 1)"))
+    cohorts.build(work(name="c"))
+    tasks.build(work(name="t", cohort="c", size=5))
+    weighed = {r.concept_id: r.base_persons for r in rows(engine, "SELECT * FROM label.task_candidate")}
+    assert 3 not in weighed and 7 not in weighed and 2 in weighed
+
+
+def test_an_ancestor_without_a_row_of_its_own_is_a_concept(engine: Engine, work: Make) -> None:
+    """Extracts bring the concepts in use with all their ancestors' ids, but not the ancestors' names."""
+    fill(engine)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO omop.concept_ancestor VALUES (8, 4, 2, 2)"))
+    cohorts.build(work(name="c"))
+    tasks.build(work(name="t", cohort="c", specs=[{"name": "a", "concepts": [8]}]))
+    (row,) = rows(engine, "SELECT concept_id FROM label.task")
+    assert row.concept_id == 8
 
 
 def test_banned_concepts_go_with_their_descendants(engine: Engine, work: Make) -> None:
