@@ -29,6 +29,9 @@ def ending(kind: str, result: dict[str, Any]) -> str:
     c = result.get("mean_harrell_c")
     if c:
         sentence += f"; mean Harrell's C {c[0]:.3f} ({c[1]:.3f} to {c[2]:.3f})"
+    asked = result.get("asked")
+    if isinstance(asked, int) and asked > result.get("tasks", asked):
+        sentence += f"; warning: {asked:,} were asked for, no more concepts have enough events after a train scan"
     failed = result.get("num_failed")
     return f"{sentence}; {failed:,} scans cannot be read" if failed else sentence
 

@@ -72,7 +72,8 @@ def build(work: Work) -> dict[str, Any]:
         result = store(connection, name, chosen, work.job_id)
     absent = [spec.name for spec, r in zip(chosen.specs, chosen.resolved, strict=True) if r["absent"]]
     verdicts = dict(Counter(c.verdict for c in chosen.candidates))
-    return result | {"kind": chosen.kind, "tasks": len(chosen.specs), "absent": absent, "candidates": verdicts}
+    made = {"kind": chosen.kind, "tasks": len(chosen.specs), "absent": absent, "candidates": verdicts}
+    return result | made | ({"asked": int(size)} if size is not None else {})
 
 
 def given(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bool, ban: str | None) -> TaskSet:

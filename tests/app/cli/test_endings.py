@@ -21,3 +21,10 @@ def test_unreadable_scans_and_the_mean_c_are_told() -> None:
 def test_a_result_of_another_shape_is_told_by_its_numbers() -> None:
     assert ending("cohort", {"members": 3, "cohort_id": 1200}) == "members 3, cohort id 1200"
     assert ending("unheard", {}) == "done"
+
+
+def test_fewer_tasks_than_asked_for_is_a_warning_with_both_numbers() -> None:
+    assert ending("tasks", {"tasks": 141, "version": 1, "asked": 400}).startswith(
+        "141 tasks; version 1; warning: 400 were asked for"
+    )
+    assert ending("tasks", {"tasks": 400, "version": 1, "asked": 400}) == "400 tasks; version 1"
