@@ -13,6 +13,11 @@ from app.loading.records import blocks
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".pq")
+FOREIGN_SUFFIXES = (
+    *(".7z", ".arrow", ".avro", ".bz2", ".feather", ".gz", ".lz4", ".orc", ".rar", ".sas7bdat"),
+    *(".xls", ".xlsx", ".xz", ".zip", ".zst"),
+)
+"""What tables are also kept in, but not read."""
 DELIMITERS = (",", "\t", ";", "|")
 NAMES = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 MAX_HEADER = 1 << 16
@@ -43,6 +48,9 @@ class Extract:
 
     files: dict[str, list[TableFile]]
     ignored: list[str]
+    """Tables of the CDM that are not read."""
+    unknown: list[str]
+    """Files, and folders of them, whose names are no table's."""
 
 
 def stem(path: Path) -> str:
@@ -72,10 +80,7 @@ def table_files(folder: Path) -> dict[str, list[Path]]:
         table = table_of(path)
         if table is None:
             continue
-        if path.is_dir():
-            parts = [part for part in sorted(path.iterdir()) if is_data(part)]
-        else:
-            parts = [path] if is_data(path) else []
+        parts = shards(path, table) if path.is_dir() else [path] if is_data(path) else []
         if parts:
             if table in found:
                 raise InputError(
@@ -84,6 +89,42 @@ def table_files(folder: Path) -> dict[str, list[Path]]:
                 )
             found[table] = parts
     return found
+
+
+def shards(folder: Path, table: str) -> list[Path]:
+    """Files of a table's folder and of the folders in it (`year=2020/part-0.parquet`); none where they are tables."""
+    parts: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith((".", "_")):
+            parts += shards(path, table)
+        elif is_data(path):
+            parts.append(path)
+    return [] if any(table_of(part) not in (None, table) for part in parts) else parts
+
+
+def unknown_files(folder: Path, tables: dict[str, list[Path]]) -> list[str]:
+    """What of an extract's folder nothing is read from.
+
+    Raises:
+        InputError: a table is there, but in a form that is not read: silence would leave it out.
+    """
+    unknown = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "_")):
+            continue
+        base = path.name.lower().partition(".")[0]
+        table = table_of(path)
+        if path.is_dir():
+            left = table not in tables and any(is_data(below) for below in path.iterdir())
+        elif path.suffix.lower() in FOREIGN_SUFFIXES and base in COLUMNS and base not in tables:
+            raise InputError(
+                f"Expected {base} as CSV, TSV, csv.gz or Parquet, found {path.name}; convert it, or move it away."
+            )
+        else:
+            left = table is None and is_data(path)
+        if left:
+            unknown.append(path.name)
+    return unknown
 
 
 def _folders(folder: Path) -> Iterator[list[Path]]:
@@ -112,7 +153,10 @@ def find_extract(folder: Path) -> tuple[Path, dict[str, list[Path]]]:
         known = [(below, tables) for below, tables in found if set(tables) & set(COLUMNS)]
         if len(known) > 1:
             names = ", ".join(below.name for below, _ in known[:4])
-            raise InputError(f"Expected one extract, found several in the folder ({names}); give one of them.")
+            raise InputError(
+                f"Expected one extract, found several in the folder ({names}); "
+                "give one of them, or put the files of one extract into one folder."
+            )
         if known:
             return known[0]
     raise InputError(
@@ -131,7 +175,8 @@ def read_extract(folder: Path, delimiter: str | None) -> Extract:
         delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
         if len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii():
             raise InputError("Expected one ASCII character after --delimiter (or tab); give the one the files use.")
-    _, tables = find_extract(folder)
+    place, tables = find_extract(folder)
+    unknown = unknown_files(place, tables)
     if "person" not in tables:
         raise InputError("Expected a file of PERSON in the folder, found none; add person.csv or person.parquet.")
     files = {
@@ -139,7 +184,7 @@ def read_extract(folder: Path, delimiter: str | None) -> Extract:
         for table, paths in tables.items()
         if table in COLUMNS
     }
-    return Extract(files=files, ignored=sorted(set(tables) - set(COLUMNS)))
+    return Extract(files=files, ignored=sorted(set(tables) - set(COLUMNS)), unknown=unknown)
 
 
 def read_header(path: Path, name: str, table: str, delimiter: str | None) -> TableFile:
@@ -214,7 +259,7 @@ def choose_delimiter(line: str, table: str, name: str, given: str | None) -> tup
     """The delimiter under which most cells of a header are columns of the table; `given` where that does not tell."""
 
     def known(delimiter: str) -> int:
-        return sum(cell.lower() in COLUMNS[table] for cell in split_header(line, delimiter))
+        return sum(len(named(cell, table)) == 1 for cell in split_header(line, delimiter))
 
     best = max(DELIMITERS, key=known)
     if given is not None and known(given) >= known(best):
@@ -222,6 +267,14 @@ def choose_delimiter(line: str, table: str, name: str, given: str | None) -> tup
     if known(best) == 0 or (known(best) == 1 and len(split_header(line, best)) == 1 and not _single(line, table)):
         raise InputError(_no_header(line, table, name, given))
     return best, split_header(line, best)
+
+
+def named(cell: str, table: str) -> list[str]:
+    """The columns of a table that a header cell names: its own name, or those in `c.person_id`, `date(birth_date)`."""
+    plain = cell.strip().strip('"').lower()
+    if plain in COLUMNS[table]:
+        return [plain]
+    return sorted(set(re.findall(r"[a-z_][a-z0-9_]*", plain)) & COLUMNS[table])
 
 
 def _single(line: str, table: str) -> bool:
@@ -251,13 +304,13 @@ def map_columns(cells: tuple[str, ...], table: str, name: str) -> tuple[str | No
     columns: list[str | None] = []
     for cell in cells:
         plain = cell.strip().strip('"').lower()
-        named = sorted(set(re.findall(r"[a-z_][a-z0-9_]*", plain)) & COLUMNS[table])
+        found = named(cell, table)
         if plain in COLUMNS[table] or re.fullmatch(r"\w*", plain):
             columns.append(plain if plain in COLUMNS[table] else None)
-        elif len(named) == 1:
-            columns.append(named[0])
-        elif named or re.search(r"[()'\"+*<>=|,]", plain):
-            what = "several: " + ", ".join(named) if named else "none"
+        elif len(found) == 1:
+            columns.append(found[0])
+        elif found or re.search(r"[()'\"+*<>=|,]", plain):
+            what = "several: " + ", ".join(found) if found else "none"
             raise InputError(
                 f"Expected the header cell {cell!r} of {name} to name one column of {table.upper()}, found {what}; "
                 "rename it."

@@ -161,7 +161,9 @@ def _judge(
         done += decoded.num_read
     work.progress(done, total, "rows", "checking")
     if judged["person"].num_loaded == 0:
-        _stop(work, connection, judged, f"Expected at least one usable row in PERSON, found none; see {_where(work)}.")
+        rules = _rules(judged["person"]) or "it is empty"
+        message = f"Expected at least one usable row in PERSON, found none ({rules}); see {_where(work)}."
+        _stop(work, connection, judged, message)
     context.fill(connection, known, judged)
     periods = "observation_period" in judged or bool(known.periods)
     make_life(connection, periods=periods, deaths="death" in judged or bool(known.deaths))
@@ -176,14 +178,17 @@ def _judge(
 def _gate(work: Work, connection: duckdb.DuckDBPyConnection, judged: dict[str, Judged], options: Options) -> None:
     for table, found in judged.items():
         if table in EVENTS and found.num_gated > options.max_rejects * found.num_read:
-            rules = ", ".join(f"{rule} {count:,}" for rule, count in found.rejects_by_rule.items())
             _stop(
                 work,
                 connection,
                 judged,
                 f"Expected at most {options.max_rejects:.1%} of {table} to be rejected, found {found.num_gated:,} of "
-                f"{found.num_read:,} rows ({rules}); see {_where(work)} or raise --max-rejects.",
+                f"{found.num_read:,} rows ({_rules(found)}); see {_where(work)} or raise --max-rejects.",
             )
+
+
+def _rules(judged: Judged) -> str:
+    return ", ".join(f"{rule} {count:,}" for rule, count in judged.rejects_by_rule.items())
 
 
 def _where(work: Work) -> str:
@@ -348,10 +353,11 @@ def _result(delivery: Delivery, options: Options, extract: Extract, cut: dt.date
         "events": events,
         "rejected": rejected,
         "data_cut": cut.isoformat() if cut else None,
-        "summary": _summary(judged["person"].num_loaded, events, rejected, stayed),
+        "summary": _summary(judged["person"].num_loaded, events, rejected, stayed, extract.unknown),
         "tables": [*_table_rows(delivery)],
         "stayed": stayed,
         "ignored": extract.ignored,
+        "unknown_files": extract.unknown,
     }
 
 
@@ -368,8 +374,11 @@ def _table_rows(delivery: Delivery) -> Iterator[dict[str, Any]]:
         }
 
 
-def _summary(persons: int, events: int, rejected: int, stayed: list[str]) -> str:
+def _summary(persons: int, events: int, rejected: int, stayed: list[str], unknown: list[str]) -> str:
     parts = [f"{persons:,} persons, {events:,} events, {rejected:,} rows rejected"]
     if stayed:
         parts.append(f"not in this folder and left as they were: {', '.join(stayed)}")
+    if unknown:
+        more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+        parts.append(f"not read, because no table has that name: {', '.join(unknown[:4])}{more}")
     return "; ".join(parts)

@@ -199,7 +199,7 @@ def scan(path: Path, name: str, delimiter: str, check: Callable[[], None]) -> Sc
                 counter.feed(np.frombuffer(block, np.uint8))
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        line = counter.lines + 1
+        line = counter.lines + error.object.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"Expected UTF-8 in {name}, found other bytes at about line {line}; convert it, for instance with iconv."
         ) from error

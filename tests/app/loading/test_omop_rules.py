@@ -71,6 +71,7 @@ BAD_ROWS: dict[str, BadRow] = {
     "hour 25": ("99,1,300,2015-01-01,2015-01-01 25:00:00,,,0,,0", "condition_start_datetime", "unparsable_time", "99"),
     "end in words": ("99,1,300,2015-01-01,,soon,,0,,0", "condition_end_date", "unparsable_time", "99"),
     "before 1800": ("99,1,300,1799-12-31,,,,0,,0", "condition_start_date", "time_out_of_range", "99"),
+    "hour 24": ("99,1,300,2015-01-01,2015-01-01 24:00:00,,,0,,0", "condition_start_datetime", "unparsable_time", "99"),
     "after 2300": ("99,1,300,2301-01-01,,,,0,,0", "condition_start_date", "time_out_of_range", "99"),
 }  # fmt: skip
 BAD_SHAPES: dict[str, BadRow] = {
@@ -337,7 +338,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "column twice": ({"condition_occurrence": [CONDITION_HEADER + ",person_id"]}, "person_id"),
     "two files": ({"condition_occurrence.csv.gz": gzip.compress(b"a")}, "remove one"),
-    "no usable person": ({"person": [PERSONS[0], "x,8507,1950,1,1,0,0,a"]}, "usable"),
+    "another compression": (
+        {"condition_occurrence": None, "condition_occurrence.csv.zst": b"x"},
+        "csv.zst; convert it",
+    ),
+    "a spreadsheet": ({"death.xlsx": b"x"}, "found death.xlsx"),
+    "no usable person": ({"person": [PERSONS[0], "x,8507,1950,1,1,0,0,a"]}, "(unparsable_id 1)"),
 }
 
 
@@ -369,3 +375,47 @@ def test_an_empty_folder_is_refused(tmp_path: Path, work: Make) -> None:
 def test_a_delimiter_that_the_header_does_not_tell_can_be_named(tmp_path: Path, work: Make, engine: Engine) -> None:
     folder = extract(tmp_path, condition_occurrence=[line.replace(",", "~") for line in CONDITIONS])
     assert load(work(path=str(folder), delimiter="~"))["events"] == 20
+
+
+@pytest.mark.parametrize("style", ["condition_occurrence.{}", "`{}`", "[{}]"])
+def test_a_header_may_name_its_table_or_quote_in_another_dialect(
+    style: str, tmp_path: Path, work: Make, engine: Engine
+) -> None:
+    header = ",".join(style.format(cell) for cell in CONDITION_HEADER.split(","))
+    assert load(work(path=str(extract(tmp_path, condition_occurrence=[header, *CONDITIONS[1:]]))))["events"] == 20
+    assert rows(engine, "SELECT count(*), min(time) FROM omop.event") == [(20, dt.datetime(2015, 3, 1, 10))]
+
+
+def test_shards_in_folders_of_a_table_are_read_and_files_of_no_table_are_named(tmp_path: Path, work: Make) -> None:
+    folder = write(tmp_path, {"person": PERSONS, "cond_2015.csv": CONDITIONS, "person.csv.zip": b"x"})
+    for year, lines in (("2014", CONDITIONS[:8]), ("2015", [CONDITION_HEADER, *CONDITIONS[8:]])):
+        write(folder / "condition_occurrence" / f"year={year}", {"part-0.csv": lines, "_part-1.csv": b"x"})
+    write(folder / "vocabulary", {"concept.csv": ["concept_id"]})
+    result = load(work(path=str(folder)))
+    assert (result["events"], result["unknown_files"], result["ignored"]) == (20, ["cond_2015.csv", "vocabulary"], [])
+    assert "no table has that name: cond_2015.csv, vocabulary" in result["summary"]
+
+
+def test_what_data_frames_write_for_missing_ids_and_for_zones_is_understood(
+    tmp_path: Path, work: Make, engine: Engine
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    nan, day = float("nan"), dt.datetime(2015, 1, 1, 18, 30, tzinfo=dt.UTC)
+    folder = extract(tmp_path, visit_occurrence=[VISIT_HEADER, "10,1,9202,2015-01-01,,,,0,,"])
+    (folder / "condition_occurrence.csv").unlink()
+    table = {
+        "condition_occurrence_id": [1, 2],
+        "person_id": [1, 2],
+        "condition_concept_id": [300.0, nan],
+        "condition_start_date": [dt.date(2015, 1, 1)] * 2,
+        "condition_start_datetime": pa.array([day, None], pa.timestamp("us", "-05:30")),
+        "visit_occurrence_id": [10.0, nan],
+    }
+    pq.write_table(pa.table(table), folder / "condition_occurrence.parquet")
+    load(work(path=str(folder), max_rejects=1))
+    assert rows(engine, "SELECT * FROM ops.reject") == []
+    found = "SELECT source_row_id, time, concept_id, visit_occurrence_id FROM omop.event WHERE domain = 'c' ORDER BY 1"
+    last = dt.datetime(2015, 1, 1, 23, 59, 59)
+    assert rows(engine, found) == [(1, dt.datetime(2015, 1, 1, 13), 300, 10), (2, last, 0, None)]
