@@ -10,6 +10,8 @@ from pathlib import Path
 from app.errors import InputError
 
 POSTGRES_VERSIONS = ("16", "18")
+POSTGRES_SCHEMES = ("postgresql", "postgresql+psycopg")
+REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +55,20 @@ def read_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
     return Settings(
         home=home,
         home_is_named=bool(named),
-        database_url=env.get("LACHESIS_DATABASE_URL") or None,
-        redis_url=env.get("LACHESIS_REDIS_URL") or None,
-        reader_url=env.get("LACHESIS_READER_URL") or None,
+        database_url=_url(env, "LACHESIS_DATABASE_URL", POSTGRES_SCHEMES),
+        redis_url=_url(env, "LACHESIS_REDIS_URL", REDIS_SCHEMES),
+        reader_url=_url(env, "LACHESIS_READER_URL", POSTGRES_SCHEMES),
         artifacts=env.get("LACHESIS_ARTIFACTS") or None,
         postgres_version=int(postgres),
         role_prefix=env.get("LACHESIS_ROLE_PREFIX") or "lachesis",
         roots={k[len(prefix) :].lower(): Path(v) for k, v in env.items() if k.startswith(prefix) and v},
     )
+
+
+def _url(env: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str | None:
+    """A URL of one of these schemes; what was found instead is not repeated, for it may hold a password."""
+    url = env.get(name) or None
+    scheme = None if url is None else url.partition("://")[0]
+    if url is not None and (scheme == url or scheme not in schemes):
+        raise InputError(f"Expected {name} to begin with {schemes[0]}://, found another beginning; give a URL.")
+    return url

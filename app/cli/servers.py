@@ -46,7 +46,7 @@ def up(
     store = ensure_up(read_settings(), create=True)
     if store.embedded and listen is not None:
         listen_on(store, listen)
-    if not store.embedded:
+    if not store.embedded and not as_json:
         typer.echo("The servers named by LACHESIS_DATABASE_URL and LACHESIS_REDIS_URL are used; nothing was started.")
         return
     found = status(store.settings)
@@ -190,7 +190,9 @@ def db_upgrade(
     schema_version.upgrade(url, role_prefix=settings.role_prefix, revision=revision)
     after = schema_version.revision_of(url)
     typer.echo(
-        f"The schema is {after}, as before." if before == after else f"The schema went from {before} to {after}."
+        f"The schema is {after}, as before."
+        if before == after
+        else f"The schema went from {before or 'absent'} to {after or 'absent'}."
     )
 
 

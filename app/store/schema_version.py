@@ -51,6 +51,10 @@ def revision_of(url: str) -> str | None:
             return current(connection)
     except psycopg.OperationalError as error:
         raise StoreError(f"The database does not answer: {first_line(error)}") from None
+    except psycopg.ProgrammingError as error:
+        if error.sqlstate is None:  # its message repeats the URL, password and all
+            raise StoreError("The URL of the database cannot be read; check LACHESIS_DATABASE_URL.") from None
+        raise StoreError(f"The database cannot be asked for its schema: {first_line(error)}") from None
 
 
 def require(found: str | None) -> None:

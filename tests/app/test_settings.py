@@ -36,3 +36,11 @@ def test_root_folders_are_known_by_their_names_in_lower_case() -> None:
 def test_a_postgres_that_does_not_come_in_wheels_is_refused() -> None:
     with pytest.raises(InputError, match="16 or 18, got '15'"):
         read_settings({"LACHESIS_POSTGRES": "15"})
+
+
+def test_a_url_of_another_kind_is_refused_without_repeating_its_password() -> None:
+    for name in ("LACHESIS_DATABASE_URL", "LACHESIS_REDIS_URL", "LACHESIS_READER_URL"):
+        for url in ("mysql://me:hush@db/store", "hush"):
+            with pytest.raises(InputError, match=f"Expected {name} to begin with") as refused:
+                read_settings({name: url})
+            assert "hush" not in str(refused.value)
