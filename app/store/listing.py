@@ -23,6 +23,16 @@ class Kind:
     """Further tables shown below it: (title, statement by `:name`)."""
 
 
+# A number names a delivery by its job first; a load by its own key where no job of that number loaded anything.
+_LOADS_NAMED = """
+(l.job_id::text = :name
+ OR l.load_id::text = :name AND NOT EXISTS (SELECT FROM ops.load d WHERE d.job_id::text = :name))
+"""
+_REJECTS_NAMED = """
+(r.job_id::text = :name OR r.load_id::text = :name
+ AND NOT EXISTS (SELECT FROM ops.job j WHERE j.job_id::text = :name AND j.kind = 'load'))
+"""
+
 _LOADS = """
 SELECT l.load_id, l.job_id, s.name AS source, l.table_name AS "table", l.state,
        l.num_read AS read, l.num_loaded AS loaded, l.num_rejected AS rejected, l.created_at
@@ -31,14 +41,14 @@ FROM ops.load l JOIN ops.source s USING (source_id)
 
 LOAD = Kind(
     listing=_LOADS + "ORDER BY l.load_id DESC LIMIT :limit",
-    one=_LOADS + "WHERE l.load_id::text = :name OR l.job_id::text = :name ORDER BY l.load_id",
+    one=_LOADS + f"WHERE {_LOADS_NAMED} ORDER BY l.load_id",
     parts=tuple(
         (
             f"{what} by rule",
             f"""
 SELECT l.table_name AS "table", e.key AS rule, e.value AS rows
 FROM ops.load l, jsonb_each_text(l.{what}_by_rule) e
-WHERE l.load_id::text = :name OR l.job_id::text = :name ORDER BY 1, 2
+WHERE {_LOADS_NAMED} ORDER BY 1, 2
 """,
         )
         for what in ("rejects", "flags")
@@ -50,9 +60,9 @@ REJECT = Kind(
 SELECT coalesce(r.load_id::text, '-') AS load_id, r.job_id, r.table_name AS "table", r.rule, count(*) AS rows
 FROM ops.reject r GROUP BY 1, 2, 3, 4 ORDER BY 2 DESC, 3, 4 LIMIT :limit
 """,
-    one="""
+    one=f"""
 SELECT r.table_name AS "table", r.file, r.record, r.column_name AS "column", r.rule, r.row_key
-FROM ops.reject r WHERE r.load_id::text = :name OR r.job_id::text = :name ORDER BY r.reject_id
+FROM ops.reject r WHERE {_REJECTS_NAMED} ORDER BY r.table_name, r.file, r.record, r.reject_id
 """,
 )
 

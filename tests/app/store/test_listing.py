@@ -63,6 +63,29 @@ def test_rejects_are_asked_of_loads_and_of_jobs_that_load(engine: Engine) -> Non
     assert found == [True, False, False]
 
 
+def test_a_number_of_a_delivery_and_of_a_load_means_the_delivery(engine: Engine) -> None:
+    load = (
+        "INSERT INTO ops.load (load_id, source_id, job_id, kind, mode, table_name, state, files, content_sha256, "
+        "num_read, num_loaded, num_rejected) VALUES (:load, 1, :job, 'omop', 'snapshot', 'death', 'published', '[]', "
+        "'', 2, 1, 1)"
+    )
+    reject = (
+        "INSERT INTO ops.reject (load_id, job_id, table_name, file, record, rule) "
+        "VALUES (:load, :job, 'death', 'death.csv', :load, 'unparsable_id')"
+    )
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO ops.source (source_id, name) VALUES (1, 'a')"))
+        job = "INSERT INTO ops.job (job_id, kind, queue, name) VALUES (:id, 'load', 'load', 'a')"
+        for job_id, load_id in ((1001, 1002), (1002, 1003)):
+            connection.execute(text(job), {"id": job_id})
+            connection.execute(text(load), {"load": load_id, "job": job_id})
+            connection.execute(text(reject), {"load": load_id, "job": job_id})
+        loads = [listing.details(connection, listing.LOAD.one, name) for name in ("1001", "1002", "1003")]
+        rejects = [listing.details(connection, listing.REJECT.one, name) for name in ("1001", "1002", "1003")]
+    assert [[row["load_id"] for row in found] for found in loads] == [[1002], [1003], [1003]]
+    assert [[row["record"] for row in found] for found in rejects] == [[1002], [1003], [1003]]
+
+
 def test_concepts_are_found_by_name_code_and_synonym_and_a_percent_sign_is_only_a_sign(engine: Engine) -> None:
     concept = text(
         "INSERT INTO omop.concept (concept_id, concept_name, domain_id, vocabulary_id, concept_class_id,"
