@@ -241,11 +241,16 @@ def _publish(
                 published=shown,
                 stayed=stayed,
             )
+            orphans = sum(shown[name.removeprefix("s_")].num_loaded - _count(decoder, name) for name in stayed)
             publish(connection, decoder, delivery, report)
             cut = _describe(connection, decoder, source_id, judged, options)
     except Stopped as stopped:
         _stop(work, decoder, judged, str(stopped))
-    return _result(delivery, options, extract, cut)
+    return _result(delivery, options, extract, cut, orphans)
+
+
+def _count(decoder: duckdb.DuckDBPyConnection, table: str) -> int:
+    return int(one(decoder, f"SELECT count(*) FROM {table}")[0])
 
 
 def _guard(
@@ -339,13 +344,20 @@ def _unchanged_result(
     }
 
 
-def _result(delivery: Delivery, options: Options, extract: Extract, cut: dt.date | None) -> dict[str, Any]:
+def _result(
+    delivery: Delivery, options: Options, extract: Extract, cut: dt.date | None, orphans: int
+) -> dict[str, Any]:
     judged = delivery.judged
     events = sum(found.num_loaded for table, found in judged.items() if table in EVENTS)
     rejected = sum(found.num_read - found.num_loaded for found in judged.values())
     stayed = sorted(
         table for table, found in delivery.published.items() if table not in judged and found.kind == "omop"
     )
+    summary = _summary(judged["person"].num_loaded, events, rejected, stayed, extract.unknown)
+    if orphans:
+        summary += (
+            f"; {orphans:,} events of persons who are gone stay in them, in no timeline: deliver those tables too"
+        )
     return {
         "source": options.source,
         "unchanged": False,
@@ -353,9 +365,10 @@ def _result(delivery: Delivery, options: Options, extract: Extract, cut: dt.date
         "events": events,
         "rejected": rejected,
         "data_cut": cut.isoformat() if cut else None,
-        "summary": _summary(judged["person"].num_loaded, events, rejected, stayed, extract.unknown),
+        "summary": summary,
         "tables": [*_table_rows(delivery)],
         "stayed": stayed,
+        "events_without_person": orphans,
         "ignored": extract.ignored,
         "unknown_files": extract.unknown,
     }
