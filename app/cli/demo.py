@@ -225,6 +225,7 @@ def load_and_label(run: Run, plan: Plan) -> None:
         root=root,
         source=f"{SOURCE}-images",
         arbitrary_pairing=plan.arbitrary_pairing,
+        mode="snapshot",
         allow_shrink=True,
     )
     run("cohort", "demo", name="demo", follow_up="observation_period", per="study")

@@ -107,8 +107,11 @@ def load_images(
     arbitrary_pairing: Annotated[
         bool, typer.Option("--arbitrary-pairing", help="The scans are not these persons' own; every page will say so.")
     ] = False,
+    mode: Annotated[
+        str, typer.Option(help="upsert: add and update; snapshot: also take away what is no longer named.")
+    ] = "upsert",
     allow_shrink: Annotated[
-        bool, typer.Option("--allow-shrink", help="Publish although over 5 % of the source's scans vanish.")
+        bool, typer.Option("--allow-shrink", help="Let a snapshot take away over 5 % of the source's scans.")
     ] = False,
     detach: Detach = False,
     inline: Inline = False,
@@ -128,6 +131,7 @@ def load_images(
         "match": one_of("--match", match, ("person_id",)) if match else None,
         "source": source or "images",
         "arbitrary_pairing": arbitrary_pairing,
+        "mode": one_of("--mode", mode, ("upsert", "snapshot")),
         "allow_shrink": allow_shrink,
     }
     if path.is_dir() and not match:

@@ -1,8 +1,9 @@
 """Stage `load images`: scans as rows of omop.image_occurrence, from headers alone.
 
-A load is a snapshot of its source: rows that are no longer in the manifest are removed, but those a cohort or an
-embedding refers to stay, as unusable with the reason `gone_from_source`, so that what was derived from them still
-has its rows while no new cohort takes them in.
+An upsert (the default) adds scans and brings known ones up to date, as an archive's exports come: each holds what is
+new. A snapshot also takes away what the manifest no longer names; scans that a cohort or an embedding refers to then
+stay, as unusable with the reason `gone_from_source`, so that what was derived from them still has its rows while no
+new cohort takes them in.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import InputError
+from app.errors import InputError, UnknownName
 from app.loading.images_dicom import read_dicom
 from app.loading.images_header import Acquired, Header, Unreadable
 from app.loading.images_manifest import HOST_ROOT, Entry, Manifest, Refusal, match_folder, read_manifest
@@ -27,7 +28,6 @@ from app.store.loads import (
     Reject,
     lock_publishing,
     open_source,
-    published_loads,
     record_load,
     record_rejects,
 )
@@ -36,11 +36,14 @@ from app.store.work import Work
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from app.loading.images_store import Facts
+
 TABLE = "image_occurrence"
 THREADS = 8
 """Headers wait for disks more than for the processor."""
 SHRINK = 0.05
-"""A load that would take away a larger share of its source's scans stops."""
+"""A snapshot that would take away a larger share of its source's scans stops."""
+MODES = ("upsert", "snapshot")
 
 Found = Header | str
 """A header, or the rule by which its path is rejected."""
@@ -59,6 +62,7 @@ class Request:
     """Whether the root was named: no path may lead out of it then."""
     source: str
     arbitrary_pairing: bool
+    mode: str
     allow_shrink: bool
 
     def locate(self, entry: Entry) -> Path:
@@ -101,10 +105,11 @@ def load(work: Work) -> dict[str, Any]:
     """Load the scans that a manifest or a folder names.
 
     Args (of the job): path, root ({name: folder} or None), match ("person_id" for a folder), source,
-    arbitrary_pairing, allow_shrink.
+    arbitrary_pairing, mode (upsert or snapshot), allow_shrink.
 
     Raises:
-        InputError: the manifest cannot be read as one, or the source would lose over 5 % of its scans.
+        InputError: the manifest cannot be read as one, another source shows the same scan, or a snapshot would take
+            away over 5 % of its source's scans.
     """
     request = read_request(work.args)
     content = request.manifest.read_bytes() if request.manifest else b""
@@ -128,6 +133,9 @@ def read_request(args: Mapping[str, Any]) -> Request:
         raise InputError(f"Expected letters, digits and _ in the name of a root, got {name!r}; give --root NAME=DIR.")
     if not Path(folder).is_dir():
         raise InputError(f"Expected the folder of the root {name!r} on this host, found none; check --root.")
+    mode = args.get("mode") or MODES[0]
+    if mode not in MODES:
+        raise UnknownName("mode of loading scans", mode, MODES)
     return Request(
         manifest=None if path.is_dir() else path,
         root=name.lower(),
@@ -135,6 +143,7 @@ def read_request(args: Mapping[str, Any]) -> Request:
         confined=bool(root),
         source=args.get("source") or "images",
         arbitrary_pairing=bool(args.get("arbitrary_pairing")),
+        mode=mode,
         allow_shrink=bool(args.get("allow_shrink")),
     )
 
@@ -234,7 +243,7 @@ def _known_persons(
 def publish(
     work: Work, request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal]
 ) -> dict[str, Any]:
-    """Put the scans in place of what the source showed before, in one transaction."""
+    """Put the scans beside or in place of what the source showed before, in one transaction."""
     from app.loading import images_store as store
 
     row = _load_row(request, file, scans, refusals)
@@ -251,15 +260,14 @@ def publish(
     with work.transaction() as connection:
         lock_publishing(connection, work.check)
         source_id = open_source(connection, request.source)
-        published = published_loads(connection, source_id).get(TABLE)
         before = store.current_keys(connection, source_id)
-        lost = before.keys() - keys
+        lost = before.keys() - keys if request.mode == "snapshot" else set()
         stops = len(lost) > SHRINK * len(before) and not request.allow_shrink
         if stops:
             _write_rejects(connection, None, work.job_id, file, refusals)
-        elif published and published.content_sha256 == row.content_sha256 and before.keys() == keys:
-            _describe(connection, source_id, request, scans)
-            result |= {"load_id": published.load_id, "unchanged": True, "added": 0, "removed": 0, "gone": 0}
+        elif not lost and (same := _same_load(connection, source_id, request, row, scans)):
+            store.describe(connection, source_id, {}, _facts(request, scans))
+            result |= {"load_id": same, "unchanged": True, "added": 0, "removed": 0, "gone": 0}
             result["summary"] = f"{len(scans):,} scans, unchanged"
         else:
             load_id = record_load(connection, source_id, work.job_id, row)
@@ -279,7 +287,7 @@ def publish(
 def _load_row(request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal]) -> LoadRow:
     return LoadRow(
         kind="images",
-        mode="snapshot",
+        mode=request.mode,
         table_name=TABLE,
         files=[file],
         content_sha256=_content_digest(request, file, scans, refusals),
@@ -301,14 +309,30 @@ def _write_rejects(
     record_rejects(connection, load_id, job_id, rows)
 
 
-def _describe(connection: Connection, source_id: int, request: Request, scans: list[Scan]) -> None:
-    from app.loading.images_store import describe
+def _facts(request: Request, scans: list[Scan]) -> Facts:
+    from app.loading.images_store import Facts
 
     simulated = any(s.header.simulated for s in scans)
+    return Facts(arbitrary_pairing=request.arbitrary_pairing, simulated=simulated, only=request.mode == "snapshot")
+
+
+def _roots(request: Request, scans: list[Scan]) -> dict[str, str]:
+    """Where the roots of these scans are on this host."""
     roots = {request.root: str(request.folder)}
     if any(s.root == HOST_ROOT for s in scans):
         roots[HOST_ROOT] = HOST_ROOT
-    describe(connection, source_id, roots, request.arbitrary_pairing, simulated)
+    return roots
+
+
+def _same_load(connection: Connection, source_id: int, request: Request, row: LoadRow, scans: list[Scan]) -> int | None:
+    """The load that already shows just these scans, in these folders."""
+    from app.loading import images_store as store
+
+    same = store.shown_load(connection, source_id, row.content_sha256)
+    if same is None:
+        return None
+    used = {folder for root, folder in _roots(request, scans).items() if any(s.root == root for s in scans)}
+    return same if store.folders_of_load(connection, source_id, same) == used else None
 
 
 def _replace(
@@ -317,11 +341,12 @@ def _replace(
     """Write the scans under `load_id` and take the lost ones away; how many of these had to stay."""
     from app.loading import images_store as store
 
+    store.refuse_collisions(connection, source_id, (s.key for s in scans))
     old_folder = store.root_folder(connection, source_id, request.root)
-    _describe(connection, source_id, request, scans)
+    store.describe(connection, source_id, _roots(request, scans), _facts(request, scans))
     store.put(connection, load_id, (s.values() for s in scans))
     gone = store.remove(connection, lost)
-    if gone and old_folder not in (None, str(request.folder)):
+    if old_folder not in (None, str(request.folder)):
         store.keep_root(connection, source_id, request.root, old_folder, load_id)
     store.supersede_others(connection, source_id, load_id)
     return gone

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from app.errors import InputError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -20,10 +23,18 @@ CONTENT = ("root", "path", "format", "rows", "columns", "slices", "spacing_mm")
 """Where one of these changes, the digest of the voxels is no longer known."""
 
 
-def describe(
-    connection: Connection, source_id: int, roots: Mapping[str, str], arbitrary_pairing: bool, simulated: bool
-) -> None:
-    """Keep where roots lie on this host and what the newest load says of its scans.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What a load says of its source's scans."""
+
+    arbitrary_pairing: bool
+    simulated: bool
+    only: bool
+    """True where these scans are all that the source shows: what was said of earlier ones no longer holds."""
+
+
+def describe(connection: Connection, source_id: int, roots: Mapping[str, str], facts: Facts) -> None:
+    """Keep where roots lie on this host and what is said of the source's scans.
 
     A source that also holds an extract stays simulated where that extract is.
     """
@@ -31,17 +42,18 @@ def describe(
     from sqlalchemy.dialects.postgresql import JSONB
 
     statement = text(
-        "UPDATE ops.source s SET arbitrary_pairing = :arbitrary, "
-        "simulated = :simulated OR (s.simulated AND EXISTS (SELECT FROM ops.load l WHERE l.source_id = s.source_id "
-        "AND l.state = 'published' AND l.kind <> 'images')), "
+        "UPDATE ops.source s SET arbitrary_pairing = :arbitrary OR (s.arbitrary_pairing AND NOT :only), "
+        "simulated = :simulated OR (s.simulated AND (NOT :only OR EXISTS (SELECT FROM ops.load l "
+        "WHERE l.source_id = s.source_id AND l.state = 'published' AND l.kind <> 'images'))), "
         "details = s.details || jsonb_build_object('roots', coalesce(s.details -> 'roots', '{}'::jsonb) || :roots) "
         "WHERE s.source_id = :source_id"
     ).bindparams(bindparam("roots", type_=JSONB))
     connection.execute(
         statement,
         {
-            "arbitrary": arbitrary_pairing,
-            "simulated": simulated,
+            "arbitrary": facts.arbitrary_pairing,
+            "simulated": facts.simulated,
+            "only": facts.only,
             "roots": dict(roots),
             "source_id": source_id,
         },
@@ -58,18 +70,27 @@ def root_folder(connection: Connection, source_id: int, root: str) -> str | None
 
 
 def keep_root(connection: Connection, source_id: int, root: str, folder: str | None, load_id: int) -> None:
-    """Give the scans that are gone from a root which now is another folder a root of their own, `<root>_<load_id>`,
-    so that their paths do not lead to other scans."""
+    """Give earlier scans under a root which now is another folder a root of their own, `<root>_<load_id>`, so that
+    their paths do not lead to other scans."""
     from sqlalchemy import text
 
-    values = {"source_id": source_id, "root": root, "folder": folder, "kept": f"{root}_{load_id}", "gone": GONE}
-    connection.execute(
+    values = {
+        "source_id": source_id,
+        "root": root,
+        "folder": folder,
+        "kept": f"{root}_{load_id}",
+        "load_id": load_id,
+        "gone": GONE,
+    }
+    moved = connection.execute(
         text(
             "UPDATE omop.image_occurrence i SET root = :kept FROM ops.load l WHERE l.load_id = i.load_id "
-            "AND l.source_id = :source_id AND i.root = :root AND :gone = ANY(i.reasons)"
+            "AND l.source_id = :source_id AND i.root = :root AND (i.load_id <> :load_id OR :gone = ANY(i.reasons))"
         ),
         values,
     )
+    if not moved.rowcount:
+        return
     connection.execute(
         text(
             "UPDATE ops.source SET details = jsonb_set(details, ARRAY['roots', CAST(:kept AS text)], "
@@ -91,6 +112,66 @@ def current_keys(connection: Connection, source_id: int) -> dict[tuple[int, Any,
         {"source_id": source_id, "gone": GONE},
     )
     return {(row[0], row[1], row[2]): row[3] for row in rows}
+
+
+def shown_load(connection: Connection, source_id: int, content_sha256: bytes) -> int | None:
+    """The load of this content whose scans are all still shown as it wrote them, if there is one."""
+    from sqlalchemy import text
+
+    found: int | None = connection.scalar(
+        text(
+            "SELECT l.load_id FROM ops.load l WHERE l.source_id = :source_id AND l.kind = 'images' "
+            "AND l.state = 'published' AND l.content_sha256 = :digest AND l.num_loaded = (SELECT count(*) "
+            "FROM omop.image_occurrence i WHERE i.load_id = l.load_id AND NOT :gone = ANY(i.reasons))"
+        ),
+        {"source_id": source_id, "digest": content_sha256, "gone": GONE},
+    )
+    return found
+
+
+def folders_of_load(connection: Connection, source_id: int, load_id: int) -> set[str]:
+    """Where the scans of a load are on this host: the folders of their roots."""
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text(
+            "SELECT DISTINCT s.details -> 'roots' ->> i.root FROM omop.image_occurrence i, ops.source s "
+            "WHERE i.load_id = :load_id AND s.source_id = :source_id"
+        ),
+        {"load_id": load_id, "source_id": source_id},
+    )
+    return {str(row[0]) for row in rows}
+
+
+def refuse_collisions(connection: Connection, source_id: int, keys: Iterable[tuple[int, Any, str]]) -> None:
+    """Refuse scans that another source shows: two sources never take each other's rows.
+
+    Raises:
+        InputError: naming how many and whose.
+    """
+    from sqlalchemy import text
+
+    persons, times, images = zip(*keys, strict=True) if (keys := list(keys)) else ((), (), ())
+    row = connection.execute(
+        text(
+            "SELECT count(*), min(s.name) FROM omop.image_occurrence i JOIN ops.load l USING (load_id) "
+            "JOIN ops.source s USING (source_id) JOIN unnest(CAST(:persons AS int8[]), CAST(:times AS timestamp[]), "
+            "CAST(:images AS text[])) k (person_id, acquired_at, image_key) USING (person_id, acquired_at, image_key) "
+            "WHERE l.source_id <> :source_id AND NOT :gone = ANY(i.reasons)"
+        ),
+        {
+            "persons": list(persons),
+            "times": list(times),
+            "images": list(images),
+            "source_id": source_id,
+            "gone": GONE,
+        },
+    ).one()
+    if row[0]:
+        raise InputError(
+            f"Expected scans that no other source shows, found {row[0]:,} that source {row[1]!r} shows; load them "
+            "under that name with --source, or give their folder a root name of its own with --root NAME=DIR."
+        )
 
 
 def put(connection: Connection, load_id: int, rows: Iterable[Sequence[Any]]) -> None:
@@ -144,16 +225,17 @@ def remove(connection: Connection, images: list[int]) -> int:
 
 
 def supersede_others(connection: Connection, source_id: int, load_id: int) -> None:
-    """Earlier loads of the source's scans are no longer the ones seen."""
+    """Earlier loads of the source none of whose scans is shown any more are no longer the ones seen."""
     from sqlalchemy import text
 
     from app.store.loads import supersede
 
     rows = connection.execute(
         text(
-            "SELECT load_id FROM ops.load WHERE source_id = :source_id AND kind = 'images' "
-            "AND state = 'published' AND load_id <> :load_id"
+            "SELECT l.load_id FROM ops.load l WHERE l.source_id = :source_id AND l.kind = 'images' "
+            "AND l.state = 'published' AND l.load_id <> :load_id AND NOT EXISTS (SELECT FROM omop.image_occurrence i "
+            "WHERE i.load_id = l.load_id AND NOT :gone = ANY(i.reasons))"
         ),
-        {"source_id": source_id, "load_id": load_id},
+        {"source_id": source_id, "load_id": load_id, "gone": GONE},
     )
     supersede(connection, [int(row[0]) for row in rows])

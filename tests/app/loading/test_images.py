@@ -89,7 +89,7 @@ def test_a_manifest_loads_nifti_files_and_dicom_series(engine: Engine, work: Mak
     assert source["details"]["roots"] == {"images": str(folder)}
     assert not source["arbitrary_pairing"]
     (book,) = query(engine, "SELECT * FROM ops.load WHERE kind = 'images'")
-    assert (book["num_read"], book["num_loaded"], book["num_rejected"], book["mode"]) == (2, 2, 0, "snapshot")
+    assert (book["num_read"], book["num_loaded"], book["num_rejected"], book["mode"]) == (2, 2, 0, "upsert")
     assert book["files"][0]["name"] == "m.csv"
 
 
@@ -192,17 +192,17 @@ def test_a_load_that_would_take_scans_away_stops_unless_told_to(
     before = query(engine, IMAGES)
     one = write_manifest(folder / "less.csv", "1,2015-02-03T10:11:12,a/one.nii.gz")
     with pytest.raises(InputError, match="1 of 2 would vanish"):
-        load(work(path=str(one)))
+        load(work(path=str(one), mode="snapshot"))
     elsewhere = write_manifest(tmp_path / "m.csv", "9,2015-02-03T10:11:12,a/one.nii.gz")
     with pytest.raises(InputError, match="2 of 2 would vanish"):
-        load(work(path=str(elsewhere), arbitrary_pairing=True))
+        load(work(path=str(elsewhere), mode="snapshot", arbitrary_pairing=True))
     assert query(engine, IMAGES) == before
     (source,) = query(engine, "SELECT * FROM ops.source WHERE name = 'images'")
     assert source["details"]["roots"] == {"images": str(folder)}
     assert not source["arbitrary_pairing"]
     (reject,) = query(engine, "SELECT load_id, rule FROM ops.reject")
     assert (reject["load_id"], reject["rule"]) == (None, "missing_file")
-    result = load(work(path=str(one), allow_shrink=True))
+    result = load(work(path=str(one), mode="snapshot", allow_shrink=True))
     assert (result["removed"], result["gone"]) == (1, 0)
     assert [i["person_id"] for i in query(engine, IMAGES)] == [1]
 
@@ -235,7 +235,8 @@ def test_a_scan_that_a_cohort_holds_stays_as_unusable_and_comes_back(
     add_member(engine, held["image_occurrence_id"])
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
-    result = load(work(path=str(write_manifest(moved / "m.csv", rows[0])), allow_shrink=True))
+    less = write_manifest(moved / "m.csv", rows[0])
+    result = load(work(path=str(less), mode="snapshot", allow_shrink=True))
     assert (result["removed"], result["gone"]) == (0, 1)
     gone = query(engine, IMAGES)[1]
     assert (gone["verdict"], gone["reasons"]) == ("unusable", ["gone_from_source"])
@@ -250,9 +251,38 @@ def test_a_scan_that_a_cohort_holds_stays_as_unusable_and_comes_back(
 
 def test_two_sources_do_not_take_each_others_scans(engine: Engine, work: Make, folder: Path) -> None:
     add_persons(engine, [1, 2])
-    load(work(path=str(write_manifest(folder / "m.csv", "1,2015-02-03T10:11:12,a/one.nii.gz")), source="first"))
+    first = write_manifest(folder / "m.csv", "1,2015-02-03T10:11:12,a/one.nii.gz")
+    load(work(path=str(first), source="first"))
     load(work(path=str(write_manifest(folder / "n.csv", "2,2016-02-03,b")), source="second"))
-    assert len(query(engine, IMAGES)) == 2
+    before = query(engine, IMAGES)
+    assert len(before) == 2
+    with pytest.raises(InputError, match="1 that source 'first' shows"):
+        load(work(path=str(first), source="second"))
+    assert query(engine, IMAGES) == before
+
+
+def test_an_upsert_adds_and_keeps_what_it_does_not_name(
+    engine: Engine, work: Make, folder: Path, tmp_path: Path
+) -> None:
+    add_persons(engine, [1, 2])
+    first = write_manifest(folder / "m.csv", "1,2015-02-03T10:11:12,a/one.nii.gz")
+    load(work(path=str(first), arbitrary_pairing=True))
+    shutil.copytree(folder, tmp_path / "next")
+    second = write_manifest(tmp_path / "next" / "m.csv", "2,2016-02-03,b")
+    assert load(work(path=str(second)))["added"] == 1
+    one, two = query(engine, IMAGES)
+    (source,) = query(
+        engine, "SELECT arbitrary_pairing, details -> 'roots' AS roots FROM ops.source WHERE name = 'images'"
+    )
+    assert source["arbitrary_pairing"], "the first manifest's scans are still paired arbitrarily"
+    assert (source["roots"][one["root"]], source["roots"][two["root"]]) == (str(folder), str(tmp_path / "next"))
+    assert query(engine, "SELECT DISTINCT state FROM ops.load WHERE kind = 'images'") == [{"state": "published"}]
+    assert load(work(path=str(second)))["unchanged"]
+    again = load(work(path=str(first)))
+    assert (again["added"], again["removed"]) == (0, 0)
+    one, two = query(engine, IMAGES)
+    (source,) = query(engine, "SELECT details -> 'roots' AS roots FROM ops.source WHERE name = 'images'")
+    assert (source["roots"][one["root"]], source["roots"][two["root"]]) == (str(folder), str(tmp_path / "next"))
 
 
 def test_every_distinct_path_is_read_once(
@@ -403,7 +433,7 @@ def test_tabs_semicolons_and_a_byte_order_mark_are_read(engine: Engine, work: Ma
                 ",", delimiter
             ).encode()
         )
-        assert load(work(path=str(folder / "m.csv"), allow_shrink=True))["loaded"] == 1
+        assert load(work(path=str(folder / "m.csv"), mode="snapshot", allow_shrink=True))["loaded"] == 1
 
 
 def test_a_cancel_while_headers_are_read_changes_nothing(engine: Engine, work: Make, folder: Path) -> None:
