@@ -6,9 +6,8 @@ import importlib
 from typing import Any
 
 from app.errors import UnknownName
+from app.loading import LOADERS
 from app.store.work import Work
-
-LOADERS = {"omop": "app.loading.omop", "images": "app.loading.images"}
 
 
 def load(work: Work) -> dict[str, Any]:
