@@ -58,10 +58,11 @@ def submit_and_follow(
     Raises:
         LachesisError: with the job's message and exit code.
     """
-    from app.embedded import ensure_up
+    from app.embedded import ensure_up, require_own
     from app.queue import submit
 
     store = ensure_up(settings)
+    require_own(store)
     job_id = submit(store, kind, args, name, held_for=INLINE_HOLD_SECONDS if inline and not detach else 0.0)
     if inline and not detach:
         return conclude(follow(store, job_id, start_inline(store, job_id)), as_json=as_json)

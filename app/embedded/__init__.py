@@ -20,6 +20,7 @@ __all__ = [
     "ensure_workers",
     "listen_on",
     "psql_command",
+    "require_own",
     "status",
     "stop",
     "was_stopped",
@@ -92,7 +93,8 @@ def stop(settings: Settings) -> dict[str, Any]:
     """
     place = _embedded_place(settings)
     with homes.lock(place.home):
-        (place.home / STOPPED_FILE).touch()
+        if not was_stopped(settings):
+            (place.home / STOPPED_FILE).touch()
         workers = processes.stop_workers(place.home)
         return {
             "home": str(place.home),
@@ -162,11 +164,15 @@ def psql_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
 
     A password goes there, since every user of a machine may read the arguments of its processes.
     """
+    from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     from app.embedded.binaries import postgres_programs
 
-    given = conninfo_to_dict(connection_url(settings).replace("postgresql+psycopg://", "postgresql://", 1))
+    try:
+        given = conninfo_to_dict(connection_url(settings).replace("postgresql+psycopg://", "postgresql://", 1))
+    except ProgrammingError:  # its message repeats the URL
+        raise StoreError("The URL of the database cannot be read; check LACHESIS_DATABASE_URL.") from None
     password = given.pop("password", None)
     place = homes.existing(settings)
     version = settings.postgres_version if place is None else postgres.major_version(place)
@@ -184,8 +190,15 @@ def ensure_workers(store: Store) -> list[str]:
     from app.embedded.workers import start_missing
 
     place = _embedded_place(store.settings)
+    homes.refuse_root(place)
     with homes.lock(place.home):
         return start_missing(place, store.database_url, environment(store.settings))
+
+
+def require_own(store: Store) -> None:
+    """Refuse to queue jobs in a store whose owner could not read what they make. Raises StoreError."""
+    if store.embedded:
+        homes.refuse_root(_embedded_place(store.settings))
 
 
 def environment(settings: Settings) -> Mapping[str, str]:

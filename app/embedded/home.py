@@ -267,6 +267,22 @@ def _group_exists() -> bool:
     return True
 
 
+def refuse_root(place: Place) -> None:
+    """Keep root's jobs out of a user's home: what their workers write there would lock its owner out.
+
+    Raises:
+        StoreError: this is root, and an ordinary user made the store.
+    """
+    if os.geteuid() != 0 or place.uid == 0:
+        return
+    try:
+        owner = pwd.getpwuid(place.uid).pw_name
+    except KeyError:
+        owner = str(place.uid)
+    if owner != SYSTEM_USER:
+        raise StoreError(f"The store in {place.home} belongs to {owner}; run its jobs as {owner}, not as root.")
+
+
 def reaches(uid: int, gid: int, folder: Path) -> bool:
     """True if that user may pass through `folder`; the kernel is asked, for it knows of ACLs and mounts."""
     who: dict[str, Any] = {"user": uid, "group": gid, "extra_groups": []}
