@@ -22,6 +22,7 @@ from app.settings import Settings
 
 SYSTEM_USER = "lachesis"
 SYSTEM_FOLDER = Path("/var/lib/lachesis")
+PRIVATE_FOLDERS = ("artifacts", "cache", "demo", "log", "runs", "workers")
 LONGEST_SOCKET = 100
 """Bytes; the kernel takes 107, and a client may append to it."""
 LOCK_SECONDS = 180.0
@@ -154,6 +155,7 @@ def secure(place: Place) -> None:
             _open_for_passage(place.home)
         for folder in (place.postgres, place.redis, place.sock):
             _make_private(folder, place)
+        _keep_files_private(place.home)
     except OSError as error:
         raise StoreError(f"The store in {place.home} cannot be used: {error.strerror} ({error.filename}).") from error
 
@@ -293,6 +295,19 @@ def _open_for_passage(home: Path) -> None:
     mode = stat.S_IMODE(home.stat().st_mode)
     if mode & 0o711 != 0o711:
         home.chmod(mode | 0o711)
+
+
+def _keep_files_private(home: Path) -> None:
+    """Volumes, checkpoints and reports tell of patients, and root's home lets everybody pass: make their folders first.
+
+    A folder that is there keeps its mode, so that its owner may share it.
+    """
+    owner = home.stat()
+    for folder in (home / name for name in PRIVATE_FOLDERS):
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+            if owner.st_uid != os.geteuid():
+                os.chown(folder, owner.st_uid, owner.st_gid)
 
 
 def _make_private(folder: Path, place: Place) -> None:

@@ -137,7 +137,7 @@ def test_an_external_database_is_upgraded_by_the_command_alone(
     monkeypatch.setenv("LACHESIS_REDIS_URL", redis_url)
     with pytest.raises(StoreError, match="lachesis db upgrade"):
         run("sql", "SELECT 1")
-    assert "from None to" in run("db", "upgrade").stdout
+    assert "from absent to" in run("db", "upgrade").stdout
     assert "nothing was started" in run("up").stdout
     with psycopg.connect(os.environ["LACHESIS_DATABASE_URL"]) as connection:
         connection.execute("DROP VIEW label.tte_long")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded import psql_command
-from app.embedded.home import Place, refuse_root
+from app.embedded import Store, psql_command
+from app.embedded.home import PRIVATE_FOLDERS, Place, refuse_root
 from app.errors import StoreError
 from app.settings import Settings
 
@@ -27,3 +27,9 @@ def test_a_url_that_psql_cannot_read_is_refused_without_its_password() -> None:
     with pytest.raises(StoreError) as refused:
         psql_command(Settings(home=None, database_url="postgresql://me:hu%sh@db/store"))
     assert "hu%sh" not in str(refused.value)
+
+
+def test_only_their_owner_reads_volumes_checkpoints_and_logs(store: Store) -> None:
+    assert store.settings.home is not None
+    for name in PRIVATE_FOLDERS:
+        assert (store.settings.home / name).stat().st_mode & 0o777 == 0o700
