@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import Cancelled, FenceLost, InputError, LachesisError, Preempted
+from app.errors import Cancelled, FenceLost, InputError, LachesisError, Preempted, StoreError
 from app.settings import Settings
 from app.store import attempts, jobs
 from app.store.session import make_engine
@@ -48,7 +49,20 @@ def runs_folder(settings: Settings) -> Path:
     artifacts = (settings.artifacts or "").removeprefix("file://")
     if artifacts and "://" not in artifacts:
         return Path(artifacts).absolute().parent / "runs"
-    return Path(tempfile.gettempdir()) / f"lachesis-{os.getuid()}" / "runs"
+    return _private_folder() / "runs"
+
+
+def _private_folder() -> Path:
+    """A folder of this user alone among everybody's temporary ones. Raises StoreError where another has its name."""
+    folder = Path(tempfile.gettempdir()) / f"lachesis-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or not stat.S_ISDIR(status.st_mode):
+        raise StoreError(
+            f"Expected {folder} to be a folder that only its user can enter, it is not; remove it, or set "
+            "LACHESIS_ARTIFACTS to a folder beside which attempts may keep their files."
+        )
+    return folder
 
 
 class JobWork:
