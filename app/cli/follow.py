@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import subprocess
 import sys
 import time
@@ -107,6 +108,7 @@ def start_inline(store: Store, job_id: int) -> subprocess.Popen[bytes]:
 
 def follow(store: Store, job_id: int, process: subprocess.Popen[bytes] | None = None) -> dict[str, Any]:
     """Show a job's progress until it ends; the job as it ended. `process` runs it, where it runs in the foreground."""
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of each query that Ctrl-C breaks off
     watch = Watch(store, job_id, inline=process is not None)
     try:
         if process is None:

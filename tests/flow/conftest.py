@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ class Shell:
         """Start a command and do not wait."""
         command = [sys.executable, "-m", "app.cli", *map(str, words)]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self.environment, text=True, **{**pipe, **options})
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
+        return subprocess.Popen(command, env=self.environment, text=True, preexec_fn=heard, **{**pipe, **options})
 
     def run(self, *words: object, seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, whatever it is."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from app.embedded import environment
@@ -22,6 +23,7 @@ def lachesis(lab: Lab, *arguments: str, **options: object) -> subprocess.Popen[s
         [sys.executable, "-c", "from app.cli import main; main()", *arguments],
         env={**os.environ, **environment(lab.settings), "COLUMNS": "200"},
         text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore
     )
 
