@@ -16,7 +16,8 @@ from app.store.copy import HEADER, TRAILER
 from app.store.session import raw
 from app.store.work import Work
 from ml.labelling import EVENT, ConceptTasks, Labeller, MemberRows, TaskRules, merge_events
-from workers import bridge
+from workers.bridge import Timelines, read_timelines
+from workers.bridge import labelling as bridge
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -204,14 +205,14 @@ def chunks(inputs: Inputs) -> Iterator[slice]:
         yield slice(begin, len(row))
 
 
-def read_ahead(reading: Connection, inputs: Inputs) -> Iterator[tuple[slice, bridge.Timelines]]:
+def read_ahead(reading: Connection, inputs: Inputs) -> Iterator[tuple[slice, Timelines]]:
     """Stretches of members with their persons' timelines, the next of which is read while one is in use."""
 
-    def read(part: slice) -> tuple[slice, bridge.Timelines]:
-        return part, bridge.read_timelines(reading, np.unique(inputs.members.person[part]))
+    def read(part: slice) -> tuple[slice, Timelines]:
+        return part, read_timelines(reading, np.unique(inputs.members.person[part]))
 
     with ThreadPoolExecutor(1) as thread:
-        coming: Future[tuple[slice, bridge.Timelines]] | None = None
+        coming: Future[tuple[slice, Timelines]] | None = None
         for part in chunks(inputs):
             asked = thread.submit(read, part)
             if coming is not None:
@@ -222,7 +223,7 @@ def read_ahead(reading: Connection, inputs: Inputs) -> Iterator[tuple[slice, bri
 
 
 def label_part(
-    timelines: bridge.Timelines, labeller: Labeller, inputs: Inputs, part: slice, label_set_id: int
+    timelines: Timelines, labeller: Labeller, inputs: Inputs, part: slice, label_set_id: int
 ) -> Iterator[tuple[bytes, bytes]]:
     """Rows of label.tte for some members, with what counts for the digest."""
     lo, hi = np.searchsorted(inputs.events.person, [timelines.person[0], timelines.person[-1] + 1])
