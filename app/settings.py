@@ -33,6 +33,11 @@ class Settings:
     roots: Mapping[str, Path] = field(default_factory=dict)
     """LACHESIS_ROOT_<NAME>: where this host keeps the files of a root name."""
 
+    @property
+    def home_to_be(self) -> Path:
+        """The home, or where a new one would be made: `.lachesis/` in the current folder."""
+        return self.home or Path.cwd() / ".lachesis"
+
 
 def find_home(start: Path) -> Path | None:
     """The nearest `.lachesis/` in `start` or one of its parents."""

@@ -191,7 +191,6 @@ class Metric:
     function: MetricFunction
     at_horizon: bool = False
     needs_survival: bool = False
-    larger_is_better: bool = True
     on_grid: bool = False
     """True where it is undefined when τ does not lie beyond the grid's first time."""
 
@@ -200,7 +199,7 @@ METRICS: dict[str, Metric] = {
     "harrell_c": Metric(function=harrell_c),
     "uno_c": Metric(function=uno_c, on_grid=True),
     "auroc": Metric(function=auroc, at_horizon=True),
-    "ibs": Metric(function=ibs, needs_survival=True, larger_is_better=False, on_grid=True),
+    "ibs": Metric(function=ibs, needs_survival=True, on_grid=True),
     "ibs_skill": Metric(function=ibs_skill, needs_survival=True, on_grid=True),
 }
 

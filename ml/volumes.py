@@ -35,10 +35,6 @@ class VolumeRecipe:
     """Centre of the grid: that of the body's box, or of the scan."""
 
 
-TINY = VolumeRecipe((32, 40, 40), 9.0)
-STANDARD = VolumeRecipe((160, 192, 192), 2.0)
-
-
 @dataclass(frozen=True, slots=True)
 class Volume:
     """What an encoder sees of a scan."""

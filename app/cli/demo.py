@@ -117,8 +117,7 @@ def home_for_demo() -> Settings:
     from app.embedded import ensure_up
 
     settings = read_settings()
-    if settings.home is None:
-        settings = replace(settings, home=Path.cwd() / ".lachesis")
+    settings = replace(settings, home=settings.home_to_be)
     ensure_up(settings, create=True)
     return settings
 
@@ -129,7 +128,7 @@ def simulated_plan(
     """Simulate unless this very cohort lies there already."""
     from app.tasks import read_task_file
 
-    folder = (settings.home or Path.cwd() / ".lachesis") / "demo" / f"simulated-{persons}-seed{seed}"
+    folder = settings.home_to_be / "demo" / f"simulated-{persons}-seed{seed}"
     if not (folder / "manifest.csv").exists():
         write_simulation(folder, persons, seed)
     specs = [read_task_file(folder / "tasks" / f"{name}.toml").to_dict() for name in SIMULATED_TASKS]

@@ -107,7 +107,7 @@ def prepare(settings: Settings) -> Path:
     Raises:
         StoreError: the home is a file, its path too long, or its folder cannot be made.
     """
-    home = settings.home or Path.cwd() / ".lachesis"
+    home = settings.home_to_be
     try:
         if home.exists() and not home.is_dir():
             raise StoreError(f"Expected a folder for the store, {home} is a file; give LACHESIS_HOME another path.")

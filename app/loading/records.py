@@ -19,7 +19,7 @@ import numpy as np
 from app.errors import InputError
 
 BLOCK = 4 << 20
-QUOTE, LF, CR, NUL = 34, 10, 13, 0
+QUOTE, LF, CR = 34, 10, 13
 _GZIP = 31
 """zlib's window bits for a gzip member."""
 

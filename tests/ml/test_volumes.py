@@ -15,9 +15,12 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 from app.loading.simulate_ehr import person
 from app.loading.simulate_phantom import phantom, write_phantom
-from ml.volumes import STANDARD, TINY, Volume, VolumeRecipe, read_volume
+from ml.config import read_recipe
+from ml.data import volume_recipe
+from ml.volumes import Volume, VolumeRecipe, read_volume
 from tests.app.loading.scans import chest, set_pixels, write_dicom, write_enhanced, write_nifti
 
+TINY, STANDARD = (volume_recipe(read_recipe(encoder)) for encoder in ("tiny", "densenet121"))
 SMALL = VolumeRecipe((12, 16, 14), 3.0)
 
 

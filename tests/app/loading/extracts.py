@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, text
 
 PERSONS = [
     "person_id,gender_concept_id,year_of_birth,month_of_birth,day_of_birth,race_concept_id,ethnicity_concept_id,person_source_value",
@@ -54,3 +57,23 @@ def extract(folder: Path, **tables: Sequence[str] | bytes) -> Path:
 def conditions(*lines: str) -> list[str]:
     """The 20 sound conditions and some more lines."""
     return [*CONDITIONS, *lines]
+
+
+CONTENT = """
+SELECT (SELECT count(*) FROM omop.person), (SELECT count(*) FROM omop.event), (SELECT count(*) FROM omop.timeline),
+       (SELECT count(*) FROM omop.concept), (SELECT count(*) FROM omop.visit_occurrence),
+       (SELECT coalesce(sum(hashtext(e::text)::bigint), 0) FROM omop.event e)
+"""
+"""What a load that is refused must leave as it was."""
+
+
+def rows(engine: Engine, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+    """What the store answers."""
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(statement), values)]
+
+
+def one(engine: Engine, statement: str, **values: Any) -> Any:
+    """The one value that the store answers."""
+    ((value,),) = rows(engine, statement, **values)
+    return value

@@ -6,10 +6,9 @@ import datetime as dt
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.errors import InputError
 from app.loading.omop import load
@@ -17,6 +16,7 @@ from app.store.work import InlineWork
 from tests.app.loading.extracts import (
     CONDITION_HEADER,
     CONDITIONS,
+    CONTENT,
     DEATH_HEADER,
     MEASUREMENT_HEADER,
     PERIODS,
@@ -24,27 +24,12 @@ from tests.app.loading.extracts import (
     VISIT_HEADER,
     conditions,
     extract,
+    one,
+    rows,
     write,
 )
 
 Make = Callable[..., InlineWork]
-
-
-def rows(engine: Engine, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(statement), values)]
-
-
-def one(engine: Engine, statement: str, **values: Any) -> Any:
-    ((value,),) = rows(engine, statement, **values)
-    return value
-
-
-CONTENT = """
-SELECT (SELECT count(*) FROM omop.person), (SELECT count(*) FROM omop.event), (SELECT count(*) FROM omop.timeline),
-       (SELECT count(*) FROM omop.concept), (SELECT count(*) FROM omop.visit_occurrence),
-       (SELECT coalesce(sum(hashtext(e::text)::bigint), 0) FROM omop.event e)
-"""
 
 
 def test_the_gate_stops_a_table_with_many_rejects_and_leaves_them_readable(

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.loading.cdm import EVENTS
 from app.loading.extract import find_extract
 from app.loading.omop import load
 from app.store.work import InlineWork
+from tests.app.loading.extracts import rows
 from tests.reference.loading import pack_timelines, rows_of_file
 
 Make = Callable[..., InlineWork]
@@ -30,11 +31,6 @@ EVENT_COLUMNS = (
     "person_id, time, date_only, concept_id, source_concept_id, value_as_number, value_as_concept_id, unit_concept_id, "
     "end_time, visit_occurrence_id, domain, source_row_id"
 )
-
-
-def rows(engine: Engine, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(statement), values)]
 
 
 def independent(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.errors import InputError
 from app.loading.omop import load
@@ -17,6 +17,7 @@ from app.store.work import InlineWork
 from tests.app.loading.extracts import (
     CONDITION_HEADER,
     CONDITIONS,
+    CONTENT,
     DEATH_HEADER,
     MEASUREMENT_HEADER,
     PERIODS,
@@ -24,28 +25,15 @@ from tests.app.loading.extracts import (
     VISIT_HEADER,
     conditions,
     extract,
+    one,
+    rows,
     write,
 )
 
 Make = Callable[..., InlineWork]
 
 
-def rows(engine: Engine, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(statement), values)]
-
-
-def one(engine: Engine, statement: str, **values: Any) -> Any:
-    ((value,),) = rows(engine, statement, **values)
-    return value
-
-
 REJECTS = "SELECT file, record, column_name, rule, row_key FROM ops.reject ORDER BY record"
-CONTENT = """
-SELECT (SELECT count(*) FROM omop.person), (SELECT count(*) FROM omop.event), (SELECT count(*) FROM omop.timeline),
-       (SELECT count(*) FROM omop.concept), (SELECT count(*) FROM omop.visit_occurrence),
-       (SELECT coalesce(sum(hashtext(e::text)::bigint), 0) FROM omop.event e)
-"""
 
 BadRow = tuple[str, str | None, str, str | None]
 
