@@ -94,7 +94,8 @@ def demo(
       lachesis demo
       lachesis demo --omop /data/omop --images manifest.csv --root /mnt/pacs
     """
-    from app.cli.stages import existing, settings_of_recipe
+    from app.cli.options import existing
+    from app.cli.stages import settings_of_recipe
 
     if (omop is None) != (images is None):
         raise InputError("Expected --omop and --images together, got one of them; give both, or neither to simulate.")

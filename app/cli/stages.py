@@ -2,163 +2,16 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from app.errors import InputError, UnknownName
-
-Detach = Annotated[bool, typer.Option("--detach", help="Print the job's id and return at once.")]
-Inline = Annotated[bool, typer.Option("--inline", help="Run in the foreground, without a broker or a worker.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be queued, and queue nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Source = Annotated[
-    str | None, typer.Option(help="Where the extract comes from; a snapshot replaces what this source loaded before.")
-]
+from app.cli.options import AsJson, Detach, DryRun, Inline, existing, iso_date, one_of, queue
+from app.errors import InputError
 
 FOLLOW_UPS = ("observation_period", "last_event", "data_cut")
 ARMS = ("base", "mtl", "visit", "tte")
-
-
-def queue(
-    kind: str, args: dict[str, Any], name: str | None, *, detach: bool, inline: bool, dry_run: bool, as_json: bool
-) -> None:
-    """Queue one job and follow it, or say what would be queued."""
-    if dry_run:
-        typer.echo(jsonlib.dumps({"kind": kind, "name": name, "args": args}, indent=2, default=str))
-        return
-    from app.cli.follow import submit_and_follow
-    from app.settings import read_settings
-
-    submit_and_follow(read_settings(), kind, args, name, detach=detach, inline=inline, as_json=as_json)
-
-
-def one_of(option: str, value: str, known: tuple[str, ...]) -> str:
-    """`value`, if it is one of `known`; else InputError with the nearest."""
-    if value not in known:
-        raise UnknownName(f"value of {option}", value, known)
-    return value
-
-
-def existing(path: Path, what: str) -> str:
-    """The absolute path of something that must be there."""
-    if not path.exists():
-        raise InputError(f"Expected {what} at {path}, found nothing there; give the path of one that exists.")
-    return str(path.absolute())
-
-
-load = typer.Typer(no_args_is_help=True, help="Load an extract, a vocabulary or scans.", rich_markup_mode=None)
-
-
-@load.command("omop")
-def load_omop(
-    path: Annotated[Path, typer.Argument(help="Folder of OMOP CDM 5.3/5.4 files: CSV, csv.gz, TSV or Parquet.")],
-    source: Source = None,
-    mode: Annotated[
-        str, typer.Option(help="snapshot: what is in the folder replaces what this source loaded before.")
-    ] = "snapshot",
-    max_rejects: Annotated[
-        float, typer.Option(help="Largest share of rejected rows of an event table.", min=0, max=1)
-    ] = 0.05,
-    allow_shrink: Annotated[
-        bool, typer.Option("--allow-shrink", help="Publish although over 5 % of rows or persons vanish.")
-    ] = False,
-    data_cut: Annotated[str | None, typer.Option(help="Last day of the data, YYYY-MM-DD.")] = None,
-    midnight_is_time: Annotated[
-        bool, typer.Option("--midnight-is-time", help="Read 00:00:00 as a time, not as a date without one.")
-    ] = False,
-    delimiter: Annotated[
-        str | None, typer.Option(help="Delimiter of the text files, where the header does not tell.")
-    ] = None,
-    detach: Detach = False,
-    inline: Inline = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Load a folder of OMOP CDM files; every rejected row is explained, loading it again changes nothing.
-
-    Examples:
-      lachesis load omop /data/omop_2026_11 --source hospital
-      lachesis load omop . --data-cut 2026-10-31 --max-rejects 0.01
-    """
-    one_of("--mode", mode, ("snapshot",))
-    args: dict[str, Any] = {
-        "what": "omop",
-        "path": existing(path, "a folder of OMOP files"),
-        "source": source or "omop",
-        "mode": mode,
-        "max_rejects": max_rejects,
-        "allow_shrink": allow_shrink,
-        "data_cut": iso_date("--data-cut", data_cut),
-        "midnight_is_time": midnight_is_time,
-        "delimiter": delimiter,
-    }
-    queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
-
-
-@load.command("images")
-def load_images(
-    path: Annotated[Path, typer.Argument(help="MANIFEST.csv (person_id,acquired_at,path), or a folder with --match.")],
-    root: Annotated[str | None, typer.Option(help="[NAME=]DIR that the manifest's paths are relative to.")] = None,
-    match: Annotated[str | None, typer.Option(help="How a folder's files name their person: person_id.")] = None,
-    source: Source = None,
-    arbitrary_pairing: Annotated[
-        bool, typer.Option("--arbitrary-pairing", help="The scans are not these persons' own; every page will say so.")
-    ] = False,
-    mode: Annotated[
-        str, typer.Option(help="upsert: add and update; snapshot: also take away what is no longer named.")
-    ] = "upsert",
-    allow_shrink: Annotated[
-        bool, typer.Option("--allow-shrink", help="Let a snapshot take away over 5 % of the source's scans.")
-    ] = False,
-    detach: Detach = False,
-    inline: Inline = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Load scans: headers only, NIfTI files and DICOM series folders.
-
-    Examples:
-      lachesis load images manifest.csv --root pacs=/mnt/pacs
-      lachesis load images /data/nifti --match person_id
-    """
-    args: dict[str, Any] = {
-        "what": "images",
-        "path": existing(path, "a manifest or a folder of scans"),
-        "root": root_option(root),
-        "match": one_of("--match", match, ("person_id",)) if match else None,
-        "source": source or "images",
-        "arbitrary_pairing": arbitrary_pairing,
-        "mode": one_of("--mode", mode, ("upsert", "snapshot")),
-        "allow_shrink": allow_shrink,
-    }
-    if path.is_dir() and not match:
-        raise InputError(
-            f"Expected a manifest or --match person_id, got the folder {path}; say how its files name their person."
-        )
-    queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
-
-
-def root_option(value: str | None) -> dict[str, str] | None:
-    """`NAME=DIR` or `DIR` as {name: absolute folder}."""
-    if value is None:
-        return None
-    name, _, folder = value.rpartition("=")
-    return {name or "images": existing(Path(folder), "the root folder of the scans")}
-
-
-def iso_date(option: str, value: str | None) -> str | None:
-    """A date as it was given, checked."""
-    import datetime as dt
-
-    if value is None:
-        return None
-    try:
-        return dt.date.fromisoformat(value).isoformat()
-    except ValueError:
-        raise InputError(f"Expected a date YYYY-MM-DD for {option}, got {value!r}.") from None
 
 
 def cohort(
@@ -370,6 +223,5 @@ def report(
 
 def register(app: typer.Typer) -> None:
     """Add the stages to the command line, in the order data flows."""
-    app.add_typer(load, name="load")
     for command in (cohort, tasks, label, pretrain, embed, evaluate, report):
         app.command()(command)

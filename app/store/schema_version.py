@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     import psycopg
     from alembic.config import Config
 
-NEEDED = "0007"
-"""The newest revision in migrations/versions; kept here so that a look at the version imports no alembic."""
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+NEEDED = max(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+"""The newest revision, read from the names of the files so that a look at the version imports no alembic."""
 SCHEMAS = ("omop", "label", "model", "ops")
 
 _FOUND = """
@@ -121,8 +122,7 @@ def alembic_config(**attributes: Any) -> Config:
     from alembic.config import Config
 
     config = Config()
-    folder = Path(__file__).resolve().parents[2] / "migrations"
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes.update(attributes)
     return config
 
