@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -113,11 +114,13 @@ def follow(store: Store, job_id: int, process: subprocess.Popen[bytes] | None = 
     try:
         if process is None:
             with going_on(job_id):
-                return watch_to_end(watch, None)
-        try:
-            return watch_to_end(watch, process)
-        except KeyboardInterrupt:
-            return wait_for_cancel(watch, process)
+                job = watch_to_end(watch, None)
+        else:
+            try:
+                job = watch_to_end(watch, process)
+            except KeyboardInterrupt:
+                job = wait_for_cancel(watch, process)
+        return job | {"loads": watch.loads(job)}
     finally:
         watch.close()
 
@@ -194,6 +197,14 @@ class Watch:
                     ) from None
                 self._revive()
 
+    def loads(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a job that loads brought, a row a table; nothing where it failed or changed nothing."""
+        from app.store.listing import delivery
+
+        if job["kind"] != "load" or job["state"] != "succeeded" or self._connection is None:
+            return []
+        return delivery(self._connection, self.job_id)
+
     def _revive(self) -> None:
         """Embedded servers that died are started again; servers of somebody else are waited for."""
         from app.embedded import ensure_up, was_stopped
@@ -250,9 +261,14 @@ def conclude(job: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
     """
     if as_json:
         shown = {key: job[key] for key in ("job_id", "kind", "name", "state", "result", "exit_code", "error_message")}
+        shown |= {"loads": job["loads"]} if job.get("loads") else {}
         print(jsonlib.dumps(shown, default=str))
     if job["state"] == "succeeded":
         if not as_json:
+            if job.get("loads"):
+                from app.cli.loads import print_delivery
+
+                print_delivery(job["loads"])
             said = ending(job["kind"], job["result"] or {})
             print(f"{title(job)}: {said} (job {job['job_id']})", file=sys.stderr)
         return dict(job["result"] or {})
@@ -290,24 +306,26 @@ class Lines:
         self.name, self._next, self._pace = name, time.monotonic() + LINE_SECONDS, Pace()
 
     def show(self, job: dict[str, Any]) -> None:
-        left = self._pace.seconds_left(job)
+        self._pace.see(job)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_SECONDS
-            self.say(f"{self.name}: {progress_words(job, left)}")
+            self.say(f"{self.name}: {progress_words(job, self._pace)}")
 
     def say(self, message: str) -> None:
         print(f"lachesis: {message}", file=sys.stderr, flush=True)
 
 
-def progress_words(job: dict[str, Any], left: float | None = None) -> str:
+def progress_words(job: dict[str, Any], pace: Pace | None = None) -> str:
     """How far a job is, in words."""
     if is_silent(job):
         return f"no sign of life from its worker for {duration(job['silent_seconds'])}; another takes over soon"
     if job["state"] != "running" or job["done"] is None:
         return "waits to be tried again" if job["state"] == "retry_wait" else "waits for a worker"
     parts = [f"{job['done']:,}" + (f" of {job['total']:,}" if job["total"] else "") + f" {job['unit']}".rstrip()]
-    if left is not None:
-        parts.append(f"about {duration(left)} left")
+    if pace is not None and pace.rate is not None:
+        parts.append(per_second(pace.rate, job["unit"]))
+    if pace is not None and pace.seconds_left is not None:
+        parts.append(f"about {duration(pace.seconds_left)} left")
     if job["note"]:
         parts.append(job["note"])
     return ", ".join(parts)
@@ -318,25 +336,57 @@ def is_silent(job: dict[str, Any]) -> bool:
     return job["state"] == "running" and (job["silent_seconds"] or 0.0) > SILENT_SECONDS
 
 
+PACE_SECONDS = 60.0
+"""The pace is that of the last minute: a table of wide rows is slower than one of narrow ones."""
+
+
 class Pace:
-    """The time left, by what was done while this command watched: a resumed training does not begin at 0."""
+    """How fast a job goes, by what was done while this command watched: a resumed training does not begin at 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or time.monotonic
         self._what: tuple[Any, ...] = ()
-        self._done, self._since = 0, 0.0
+        self._seen: deque[tuple[float, int]] = deque()
+        self._left: int | None = None
 
-    def seconds_left(self, job: dict[str, Any]) -> float | None:
-        """None where nothing can be said yet."""
-        if not job["total"] or job["done"] is None:
-            return None
+    def see(self, job: dict[str, Any]) -> Pace:
+        """Note how far a job is now."""
+        if job["done"] is None:
+            return self
         what = (job["fence"], job["unit"], job["total"])
-        if what != self._what:
-            self._what, self._done, self._since = what, job["done"], time.monotonic()
-        if job["done"] <= self._done:
+        if what != self._what or (self._seen and job["done"] < self._seen[-1][1]):
+            self._what = what
+            self._seen.clear()
+        now = self._clock()
+        if not self._seen or now - self._seen[-1][0] >= 0.5 or job["done"] == job["total"]:
+            self._seen.append((now, job["done"]))
+        while now - self._seen[0][0] > PACE_SECONDS and len(self._seen) > 2:
+            self._seen.popleft()
+        self._left = max(0, job["total"] - job["done"]) if job["total"] else None
+        return self
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second; None where nothing can be said yet."""
+        if len(self._seen) < 2:
             return None
-        left: int = max(0, job["total"] - job["done"])
-        done: int = job["done"] - self._done
-        return (time.monotonic() - self._since) * left / done
+        (since, first), (now, done) = self._seen[0], self._seen[-1]
+        return (done - first) / (now - since) if done > first and now > since else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None where nothing can be said yet, or no total is known."""
+        rate = self.rate
+        return self._left / rate if rate and self._left is not None else None
+
+
+def per_second(rate: float, unit: str) -> str:
+    """A pace as a person says it: `1,240,000 rows/s`, or `8 s/scan` where one takes longer than a second."""
+    unit = unit or "steps"
+    if rate >= 1:
+        shown = float(f"{rate:.3g}")
+        return f"{shown:,.0f} {unit}/s" if shown >= 100 else f"{shown:g} {unit}/s"
+    return f"{1 / rate:.3g} s/{unit.removesuffix('s')}"
 
 
 def duration(seconds: float) -> str:
@@ -351,7 +401,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def _terminal(name: str) -> Iterator[Report]:
     with _progress() as progress:
-        yield Terminal(progress, progress.add_task(name, total=None, unit="", note=""))
+        yield Terminal(progress, progress.add_task(name, total=None, unit="", note="", rate="", left=""))
 
 
 def _progress() -> Any:
@@ -362,7 +412,6 @@ def _progress() -> Any:
         Progress,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
 
     columns = (
@@ -370,8 +419,9 @@ def _progress() -> Any:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[note]}", style="dim"),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)
@@ -381,37 +431,42 @@ class Terminal:
     """A rich bar."""
 
     def __init__(self, progress: Any, task: Any) -> None:
-        self._progress, self._task, self._count = progress, task, None
+        self._progress, self._task, self._count, self._pace = progress, task, None, Pace()
 
     def show(self, job: dict[str, Any]) -> None:
         if job["state"] != "running" or job["done"] is None or is_silent(job):
-            self._progress.update(self._task, note=progress_words(job))
+            self._progress.update(self._task, note=progress_words(job), rate="", left="")
             return
         count = (job["unit"], job["total"])
         if count != self._count:
             self._count = count  # type: ignore[assignment]
             self._progress.reset(self._task, total=job["total"], completed=job["done"])
         values = {"completed": job["done"], "total": job["total"], "unit": job["unit"], "note": job["note"]}
-        self._progress.update(self._task, **values)
+        self._progress.update(self._task, **values, **pace_fields(self._pace.see(job), job["unit"]))
 
     def say(self, message: str) -> None:
         self._progress.console.print(f"lachesis: {message}", highlight=False)
 
 
+def pace_fields(pace: Pace, unit: str) -> dict[str, str]:
+    """The fields `rate` and `left` of a bar; empty where nothing can be said yet."""
+    rate, left = pace.rate, pace.seconds_left
+    return {
+        "rate": "" if rate is None else per_second(rate, unit),
+        "left": "" if left is None else f"{duration(left)} left",
+    }
+
+
 @contextmanager
 def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Progress of work in this process: the value of the context advances it by n."""
-    if sys.stderr.isatty():
-        with _progress() as progress:
-            task = progress.add_task(title, total=total, unit=unit, note="")
-            yield lambda n: progress.advance(task, n)
-        return
-    state = {"done": 0, "next": time.monotonic() + LINE_SECONDS}
+    job: dict[str, Any] = {"state": "running", "fence": 0, "done": 0, "total": total, "unit": unit, "note": ""}
+    job["silent_seconds"] = None
+    with reporter(title) as report:
+        report.show(job)
 
-    def advance(n: int) -> None:
-        state["done"] += n
-        if time.monotonic() >= state["next"]:
-            state["next"] = time.monotonic() + LINE_SECONDS
-            print(f"lachesis: {title}: {state['done']:,.0f} of {total:,} {unit}", file=sys.stderr, flush=True)
+        def advance(n: int) -> None:
+            job["done"] += n
+            report.show(job)
 
-    yield advance
+        yield advance

@@ -29,6 +29,8 @@ def plain(value: Any) -> str:
 
     if value is None:
         return ""
+    if isinstance(value, float):
+        return f"{value:.6g}" if 1e-4 <= abs(value) < 1e6 else str(value)
     if isinstance(value, dt.datetime):
         return value.isoformat(sep=" ", timespec="seconds")
     if isinstance(value, (dict, list)):
@@ -91,35 +93,61 @@ def ls(
         print_table(rows)
 
 
+MOST_SHOWN = 200
+"""Rows of a long table, where nobody says how many."""
+
+
 def show(
     kind: Annotated[str, typer.Argument(help="load, reject, person, cohort, task, label, checkpoint, metric or job.")],
     name: Annotated[str, typer.Argument(help="Its name or id.")],
-    as_csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV on stdout.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Rejects or events at the most; 200, but all of them with --csv or --json.", min=1),
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV on stdout; of a person, the timeline.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one thing and what belongs to it.
+    """Show one thing and what belongs to it: a delivery's files and rules, a person's timeline, a job's attempts.
 
     Examples:
       lachesis show load 12
       lachesis show rejects 12 --csv > rejects.csv
+      lachesis show person 1017 --limit 50
     """
+    from app.cli.loads import explained
     from app.store import listing
 
     word, found = listing.kind_named(kind)
+    most = limit if limit is not None or as_csv or as_json else MOST_SHOWN
     with connect().connect() as connection:
-        rows = listing.details(connection, found.one, name)
+        rows = listing.details(connection, found.one, name, most)
         if not rows and not (word == "reject" and listing.is_load(connection, name)):
             known = "load" if word == "reject" else word
             raise UnknownName(known, name, listing.names(connection, known))
-        parts = {title: listing.details(connection, statement, name) for title, statement in found.parts}
+        parts = {title: listing.details(connection, statement, name, most) for title, statement in found.parts}
+        total = listing.count(connection, found, name) if found.count else len(rows)
+    if word == "reject":
+        rows = explained(rows)
+    parts = {title: explained(part) for title, part in parts.items()}
     if as_json:
         typer.echo(jsonlib.dumps({"rows": rows, **parts}, default=str))
     elif as_csv:
-        print_csv(rows)
+        print_csv(parts["timeline"] if word == "person" else rows)
     else:
-        print_record(rows[0]) if len(rows) == 1 else print_table(rows)
+        if word == "load" and len(rows) > 1:
+            from app.cli.loads import SHARED, shortened
+
+            print_record({key: rows[0][key] for key in SHARED})
+            print_table([shortened(row) for row in rows])
+        else:
+            print_record(rows[0]) if len(rows) == 1 and word != "reject" else print_table(rows)
         for title, part in parts.items():
             print_table(part, title)
+    shown = len(rows)
+    if word == "person":
+        shown, total = len(parts["timeline"]), rows[0]["num_events"]
+    if shown < total:
+        print(f"lachesis: {shown:,} of {total:,} shown; --limit {total} or --csv shows all.", file=sys.stderr)
 
 
 def concepts(

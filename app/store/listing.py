@@ -20,7 +20,9 @@ class Kind:
     one: str
     """Statement of one, by `:name` (text)."""
     parts: tuple[tuple[str, str], ...] = ()
-    """Further tables shown below it: (title, statement by `:name`)."""
+    """Further tables shown below it: (title, statement by `:name`); `:limit` bounds long ones, null does not."""
+    count: str = ""
+    """Statement that counts the rows of `one`, where they may be many."""
 
 
 # A number names a delivery by its job first; a load by its own key where no job of that number loaded anything.
@@ -33,25 +35,61 @@ _REJECTS_NAMED = """
  AND NOT EXISTS (SELECT FROM ops.job j WHERE j.job_id::text = :name AND j.kind = 'load'))
 """
 
-_LOADS = """
-SELECT l.load_id, l.job_id, s.name AS source, l.table_name AS "table", l.state,
-       l.num_read AS read, l.num_loaded AS loaded, l.num_rejected AS rejected, l.created_at
+# Concept 0 is counted where rows have concepts and times: not for persons, vocabulary or scans.
+_CONCEPT_0 = """
+CASE WHEN l.first_time IS NOT NULL AND l.kind <> 'images' AND l.table_name <> 'death' AND l.num_loaded > 0
+     THEN (100.0 * coalesce((l.flags_by_rule ->> 'concept_zero')::bigint, 0) / l.num_loaded)::float8
+END AS concept_0_percent
+"""
+
+_LOADS = f"""
+SELECT l.load_id, l.job_id, s.name AS source, l.table_name AS "table", l.mode, l.state,
+       l.num_read AS read, l.num_loaded AS loaded, l.num_rejected AS rejected, {_CONCEPT_0},
+       l.first_time::date AS "from", l.last_time::date AS "to", l.created_at
 FROM ops.load l JOIN ops.source s USING (source_id)
+"""
+
+_LOAD = f"""
+SELECT l.load_id, l.job_id, s.name AS source, l.kind, l.table_name AS "table", l.mode, l.state, l.num_read AS read,
+       l.num_loaded AS loaded, l.num_rejected AS rejected, {_CONCEPT_0}, l.first_time, l.last_time, l.created_at,
+       l.superseded_at, (
+           SELECT max(n.load_id) FROM ops.load n WHERE n.source_id = l.source_id AND n.table_name = l.table_name
+           AND n.load_id > l.load_id AND n.created_at <= l.superseded_at
+       ) AS superseded_by
+FROM ops.load l JOIN ops.source s USING (source_id)
+"""
+
+_DELIVERY = f"""
+SELECT l.load_id, l.table_name AS "table", l.kind, l.mode, l.num_read AS read, l.num_loaded AS loaded,
+       l.num_rejected AS rejected, l.rejects_by_rule, l.flags_by_rule, {_CONCEPT_0}, l.first_time, l.last_time
+FROM ops.load l WHERE l.job_id = :job ORDER BY l.load_id
 """
 
 LOAD = Kind(
     listing=_LOADS + "ORDER BY l.load_id DESC LIMIT :limit",
-    one=_LOADS + f"WHERE {_LOADS_NAMED} ORDER BY l.load_id",
-    parts=tuple(
+    one=_LOAD + f"WHERE {_LOADS_NAMED} ORDER BY l.load_id",
+    parts=(
         (
-            f"{what} by rule",
+            "files",
             f"""
-SELECT l.table_name AS "table", e.key AS rule, e.value AS rows
+SELECT l.table_name AS "table", f.value ->> 'name' AS file, f.value ->> 'dialect' AS dialect,
+       (f.value ->> 'records')::bigint AS records, (f.value ->> 'bytes')::bigint AS bytes,
+       left(f.value ->> 'sha256', 12) AS sha256
+FROM ops.load l, jsonb_array_elements(l.files) f
+WHERE {_LOADS_NAMED} ORDER BY 1, 2
+""",
+        ),
+        *(
+            (
+                f"{what} by rule",
+                f"""
+SELECT l.table_name AS "table", e.key AS rule, e.value::bigint AS rows
 FROM ops.load l, jsonb_each_text(l.{what}_by_rule) e
 WHERE {_LOADS_NAMED} ORDER BY 1, 2
 """,
-        )
-        for what in ("rejects", "flags")
+            )
+            for what in ("rejects", "flags")
+        ),
     ),
 )
 
@@ -62,9 +100,16 @@ FROM ops.reject r GROUP BY 1, 2, 3, 4 ORDER BY 2 DESC, 3, 4 LIMIT :limit
 """,
     one=f"""
 SELECT r.table_name AS "table", r.file, r.record, r.column_name AS "column", r.rule, r.row_key
-FROM ops.reject r WHERE {_REJECTS_NAMED} ORDER BY r.table_name, r.file, r.record, r.reject_id
+FROM ops.reject r WHERE {_REJECTS_NAMED} ORDER BY r.table_name, r.file, r.record, r.reject_id LIMIT :limit
 """,
+    count=f"SELECT count(*) FROM ops.reject r WHERE {_REJECTS_NAMED}",
 )
+
+_TABLE_OF_DOMAIN = """
+CASE e.domain WHEN 'c' THEN 'condition_occurrence' WHEN 'd' THEN 'drug_exposure' WHEN 'p' THEN 'procedure_occurrence'
+     WHEN 'e' THEN 'device_exposure' WHEN 'm' THEN 'measurement' WHEN 'o' THEN 'observation' WHEN 's' THEN 'specimen'
+     WHEN 'v' THEN 'visit_occurrence' WHEN 'w' THEN 'visit_detail' WHEN 'x' THEN 'death' ELSE e.domain::text END
+"""
 
 PERSON = Kind(
     listing="""
@@ -72,23 +117,35 @@ SELECT person_id, birth_time, gender_concept_id, num_events
 FROM omop.person LEFT JOIN omop.timeline USING (person_id) ORDER BY person_id LIMIT :limit
 """,
     one="""
-SELECT person_id, birth_time, gender_concept_id, race_concept_id, ethnicity_concept_id, split, load_id
-FROM omop.person WHERE person_id::text = :name
+SELECT p.person_id, p.birth_time, p.gender_concept_id, g.concept_name AS gender, p.race_concept_id,
+       p.ethnicity_concept_id, p.split, s.name AS source, p.load_id, coalesce(t.num_events, 0) AS num_events
+FROM omop.person p LEFT JOIN ops.load l USING (load_id) LEFT JOIN ops.source s USING (source_id)
+LEFT JOIN omop.timeline t USING (person_id) LEFT JOIN omop.concept g ON g.concept_id = p.gender_concept_id
+WHERE p.person_id::text = :name
 """,
     parts=(
         (
+            "observation periods",
+            """
+SELECT observation_period_id, start_date, end_date, load_id FROM omop.observation_period
+WHERE person_id = CAST(:name AS bigint) ORDER BY start_date
+""",
+        ),
+        (
             "scans",
             """
-SELECT image_occurrence_id, acquired_at, verdict, reasons FROM omop.image_occurrence
-WHERE person_id::text = :name ORDER BY 2
+SELECT image_occurrence_id, acquired_at, date_only, acquired_at_source, slices, slice_thickness_mm, verdict, reasons,
+       load_id
+FROM omop.image_occurrence WHERE person_id = CAST(:name AS bigint) ORDER BY 2
 """,
         ),
         (
             "timeline",
-            """
-SELECT e.time, e.date_only, e.domain, e.concept_id, c.concept_name, e.source_row_id, e.load_id
+            f"""
+SELECT e.time, e.date_only, {_TABLE_OF_DOMAIN} AS "table", e.source_row_id AS row_id, e.concept_id, c.concept_name,
+       e.value_as_number AS value, e.end_time, e.visit_occurrence_id AS visit, e.load_id
 FROM omop.event e LEFT JOIN omop.concept c USING (concept_id)
-WHERE e.person_id = CAST(:name AS bigint) ORDER BY e.time, e.concept_id LIMIT 1000
+WHERE e.person_id = CAST(:name AS bigint) ORDER BY e.time, e.concept_id, e.domain, e.source_row_id LIMIT :limit
 """,
         ),
     ),
@@ -255,11 +312,25 @@ def listing(connection: Connection, kind: Kind, limit: int) -> list[dict[str, An
     return [dict(row) for row in connection.execute(text(kind.listing), {"limit": limit}).mappings()]
 
 
-def details(connection: Connection, statement: str, name: str) -> list[dict[str, Any]]:
-    """Rows of one statement about one thing."""
+def details(connection: Connection, statement: str, name: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of one statement about one thing; of long tables `limit` at the most."""
     from sqlalchemy import text
 
-    return [dict(row) for row in connection.execute(text(statement), {"name": name}).mappings()]
+    return [dict(row) for row in connection.execute(text(statement), {"name": name, "limit": limit}).mappings()]
+
+
+def count(connection: Connection, kind: Kind, name: str) -> int:
+    """How many rows there are of one thing."""
+    from sqlalchemy import text
+
+    return int(connection.scalar(text(kind.count), {"name": name}) or 0)
+
+
+def delivery(connection: Connection, job_id: int) -> list[dict[str, Any]]:
+    """What one job loaded, a row a table."""
+    from sqlalchemy import text
+
+    return [dict(row) for row in connection.execute(text(_DELIVERY), {"job": job_id}).mappings()]
 
 
 def is_load(connection: Connection, name: str) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from sqlalchemy import Engine, text
 
 from app.errors import UnknownName
 from app.store import artifacts, listing
 from app.store.concepts import search
+from app.store.work import InlineWork
+from tests.app.loading.extracts import conditions, extract
 
 
 @pytest.mark.parametrize("word", sorted(listing.KINDS))
@@ -100,3 +105,58 @@ def test_concepts_are_found_by_name_code_and_synonym_and_a_percent_sign_is_only_
             for words in ("hemorrhage", "gi bleed", "74474003", "%", "_")
         }
     assert found == {"hemorrhage": [1], "gi bleed": [1], "74474003": [1], "%": [2], "_": []}
+
+
+def test_a_load_says_when_and_by_which_load_it_was_superseded(
+    work: Callable[..., InlineWork], engine: Engine, tmp_path: Path
+) -> None:
+    from app.loading import omop
+
+    extract(tmp_path / "a")
+    extract(tmp_path / "b", condition_occurrence=conditions("21,9,0,2015-03-01,,,,0,,0", "22,1,0,2015-03-01,,,,0,,0"))
+    for name in ("a", "b"):
+        omop.load(work(path=str(tmp_path / name), source="s", max_rejects=1))
+    with engine.connect() as connection:
+        table = "condition_occurrence"
+        first, second = (
+            row for row in reversed(listing.listing(connection, listing.LOAD, 50)) if row["table"] == table
+        )
+        shown = listing.details(connection, listing.LOAD.one, str(first["load_id"]))
+        (files, *_) = (listing.details(connection, s, str(second["load_id"])) for _, s in listing.LOAD.parts)
+    assert [row["superseded_by"] for row in shown] == [second["load_id"]]
+    assert shown[0]["superseded_at"] is not None and second["state"] == "published"
+    assert second["concept_0_percent"] == pytest.approx(100 / 21)
+    assert [(row["file"], row["dialect"], row["records"]) for row in files] == [(f"{table}.csv", "comma", 22)]
+
+
+def test_a_person_is_shown_with_table_and_row_of_each_event_and_as_many_as_asked_for(
+    work: Callable[..., InlineWork], engine: Engine, tmp_path: Path
+) -> None:
+    from app.loading import omop
+
+    omop.load(work(path=str(extract(tmp_path / "a")), source="s"))
+    with engine.connect() as connection:
+        (person,) = listing.details(connection, listing.PERSON.one, "2")
+        parts = {title: listing.details(connection, s, "2", 3) for title, s in listing.PERSON.parts}
+    assert person["num_events"] == 4 and person["source"] == "s"
+    assert [(row["table"], row["row_id"], row["concept_id"]) for row in parts["timeline"]] == [
+        ("condition_occurrence", 1, 301),
+        ("condition_occurrence", 6, 306),
+        ("condition_occurrence", 11, 311),
+    ]
+    assert len(parts["observation periods"]) == 1
+
+
+def test_a_delivery_is_told_a_row_a_table(engine: Engine) -> None:
+    insert = (
+        "INSERT INTO ops.load (source_id, job_id, kind, mode, table_name, state, files, content_sha256, num_read, "
+        "num_loaded, num_rejected, rejects_by_rule, flags_by_rule, first_time) VALUES (1, 7, 'omop', 'snapshot', "
+        "'death', 'published', '[]', '', 12, 10, 2, '{\"missing_time\": 2}', '{\"before_birth\": 1}', '2001-02-03')"
+    )
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO ops.source (source_id, name) VALUES (1, 'a')"))
+        connection.execute(text(insert))
+        (row,) = listing.delivery(connection, 7)
+        assert listing.delivery(connection, 8) == []
+    assert (row["read"], row["loaded"], row["rejects_by_rule"]) == (12, 10, {"missing_time": 2})
+    assert row["concept_0_percent"] is None

@@ -1,0 +1,157 @@
+"""Every rule by which a loader rejects a row, and every flag it raises: what came, and how to mend it.
+
+The one place where they are explained: `show load`, `show rejects` and the closing table read it, and a test holds that
+no loader uses a rule that is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+UNEXPLAINED = "see docs/loading.md"
+"""What is said of a rule that an older or newer Lachesis wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A rule in words."""
+
+    came: str
+    """What was found."""
+    mend: str
+    """What to do about it, one sentence."""
+
+
+REJECTS: Mapping[str, Explained] = {
+    "unparsable_id": Explained(
+        "an id or concept that is no whole number in range, or a missing key",
+        "Export ids as whole numbers of 64 bits (7, not 7.0 or 007), and leave none empty.",
+    ),
+    "unparsable_time": Explained(
+        "a date or time in another notation, or one that no calendar has",
+        "Export dates as 2020-01-31 and times as 2020-01-31 08:15:00.",
+    ),
+    "missing_time": Explained("neither date nor datetime", "Complete the row's date in the source."),
+    "time_out_of_range": Explained("a time before 1800 or after 2300", "Correct the year, or leave the row out."),
+    "unknown_person": Explained(
+        "a person that PERSON does not hold", "Deliver the person too, or leave that person's rows out."
+    ),
+    "duplicate_key": Explained(
+        "one key with different contents", "Make keys unique: nobody can tell which of the rows is meant."
+    ),
+    "duplicate_row": Explained("a copy of a row that is loaded", "Nothing is lost; leave copies out if you like."),
+    "wrong_number_of_fields": Explained(
+        "more or fewer fields than the header has", "Quote fields that hold delimiters or line ends."
+    ),
+    "malformed_quotes": Explained(
+        "a quote that never closes, or text behind a closing one", "Double the quotes inside quoted fields."
+    ),
+    "nul_byte": Explained("a NUL character", "Clean the text of NUL characters."),
+    "nul_character": Explained("a NUL character", "Clean the manifest of NUL characters."),
+    "record_too_long": Explained(
+        "a record of over a million characters", "Look for a quote that never closes, or shorten the text."
+    ),
+    "missing_name": Explained("a source without a name", "Name the source in CDM_SOURCE."),
+    "path_outside_root": Explained(
+        "a path that leaves its root", "Give paths below the folder that --root names, or another --root."
+    ),
+    "missing_path": Explained("no path", "Name the file or the series folder of the scan."),
+    "missing_file": Explained(
+        "no file at the path", "Copy the file to its place, or correct the path; then load the manifest again."
+    ),
+    "unreadable_file": Explained(
+        "a file whose header cannot be read", "Copy the file again; where it stays so, export the series anew."
+    ),
+    "no_person_in_name": Explained(
+        "a file name without a person_id", "Name files <person_id>_<date>, or write a manifest."
+    ),
+    "no_person_in_header": Explained(
+        "a header without a person_id", "Write a manifest that says whose scan each path is."
+    ),
+    "no_acquisition_time": Explained(
+        "no time in manifest, header or name", "Give acquired_at in the manifest; without it no index can be set."
+    ),
+    "duplicate_record": Explained(
+        "a scan that an earlier record names", "Nothing is lost; leave the record out if you like."
+    ),
+}
+"""Rule → why a row is not loaded."""
+
+FLAGS: Mapping[str, Explained] = {
+    "concept_zero": Explained(
+        "no matching concept", "Map the source's codes to standard concepts; tasks by concept do not see these rows."
+    ),
+    "concept_absent": Explained(
+        "a concept that the store's vocabulary lacks",
+        "Load the vocabulary that the extract was mapped with; tasks by ancestor miss these rows.",
+    ),
+    "source_concept_absent": Explained(
+        "a source concept that the store's vocabulary lacks",
+        "Load the source vocabularies too, where tasks use source codes.",
+    ),
+    "unknown_visit": Explained(
+        "a visit that VISIT_OCCURRENCE does not hold; the reference is null",
+        "Deliver the visit, where visit labels or readmission are wanted.",
+    ),
+    "number_unusable": Explained(
+        "a value that is no finite number (>10, 7,5); it is null",
+        "Export numbers with a point, and signs in operator_concept_id.",
+    ),
+    "end_before_start": Explained("an end before its start; both are kept", "Correct the end in the source."),
+    "end_out_of_range": Explained("an end before 1800 or after 2300; it is null", "Correct the year of the end."),
+    "before_birth": Explained("an event before birth", "Correct birth or event; such rows count as history."),
+    "after_death": Explained("an event after death", "Correct death or event; nothing after death is an outcome."),
+    "in_the_future": Explained(
+        "an event after today", "Fine where dates are shifted; else correct the year, since it stretches follow-up."
+    ),
+    "outside_observation_period": Explained(
+        "an event in none of the person's periods",
+        "Check how periods were made: follow-up ends with the period that holds the index.",
+    ),
+    "not_ct": Explained("another modality than CT", "Leave the series out of the manifest."),
+    "localizer": Explained("a scout view", "Leave the series out of the manifest."),
+    "multi_frame": Explained("an enhanced multi-frame object", "Export the series as single slices or NIfTI."),
+    "colour": Explained("colour voxels", "Name the original series, not a screenshot of it."),
+    "not_three_dimensional": Explained("a volume of another rank than three", "Export one volume a file."),
+    "too_few_slices": Explained("fewer than five slices", "Copy the whole series, or leave it out."),
+    "one_position": Explained("slices that all lie in one place", "Export the series anew with its positions."),
+    "no_position": Explained("slices without a position", "Export the series anew with its positions."),
+    "no_spacing": Explained("no believable spacing", "Export the series anew, with spacing in millimetres."),
+    "most_slices_missing": Explained("gaps where most slices should be", "Copy the whole series."),
+    "not_hounsfield": Explained("voxels that are no Hounsfield units", "Export raw values with slope and intercept."),
+    "truncated": Explained("a file that ends before its voxels do", "Copy the file again."),
+    "no_decoder": Explained("a compression that cannot be read", "Export the series uncompressed or as JPEG 2000."),
+    "damaged_slices": Explained("slices that cannot be read", "Copy the series again."),
+    "several_series": Explained(
+        "several series in one folder; the largest is taken", "Keep one series a folder, or name files in a manifest."
+    ),
+    "mixed_geometry": Explained("slices of several sizes or directions", "Keep one series a folder."),
+    "mixed_persons": Explained("slices of several persons", "Check the export, for it is unknown whose scan this is."),
+    "duplicate_slices": Explained("a slice twice", "Nothing is lost; copies are left out."),
+    "duplicate_positions": Explained("several slices in one place", "Check for two phases in one series."),
+    "uneven_spacing": Explained("slices at uneven distances", "Check for missing slices; the volume is resampled."),
+    "tilted_gantry": Explained("a tilted gantry", "Nothing, if the tilt is meant; the volume is sheared."),
+    "oblique": Explained("axes oblique to the body", "Nothing, if the direction is meant; the volume is resampled."),
+    "no_rescale": Explained("no rescale slope and intercept", "Check that the stored values are Hounsfield units."),
+    "monochrome1": Explained("inverted grey values", "Check the export; white and black are swapped."),
+    "no_orientation": Explained("no orientation", "Export with qform or sform, else left and right are a guess."),
+    "orientations_disagree": Explained("qform and sform that disagree", "Export with one of them; sform is used."),
+    "not_millimetres": Explained("lengths in another unit", "Check the spacing; it is converted where plausible."),
+    "gone_from_source": Explained(
+        "a scan that its source no longer has", "Nothing; it stays for what was derived from it, and joins no cohort."
+    ),
+}
+"""Flag, or a scan's reason → what is remarkable in a row that is loaded."""
+
+
+def mend(rule: str) -> str:
+    """What to do about a rule or flag."""
+    found = REJECTS.get(rule) or FLAGS.get(rule)
+    return found.mend if found else UNEXPLAINED
+
+
+def came(rule: str) -> str:
+    """What was found where a rule or flag stands."""
+    found = REJECTS.get(rule) or FLAGS.get(rule)
+    return found.came if found else UNEXPLAINED
