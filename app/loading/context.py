@@ -12,6 +12,7 @@ from app.loading.cdm import EVENTS
 from app.loading.validate import Judged, one
 from app.store.copy import copy_out
 from app.store.loads import Published
+from app.store.vocabulary import Release, current_release
 
 if TYPE_CHECKING:
     import duckdb
@@ -31,6 +32,8 @@ class Known:
     """(person_id, start_date, end_date), days as Postgres counts."""
     concepts: list[NDArray[Any]] = field(default_factory=list)
     """(concept_id)."""
+    release: Release | None = None
+    """The vocabulary beside the store, out of which publishing completes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,8 @@ def source_row(connection: Connection, source_id: int) -> SourceRow:
 
 def read(connection: Connection, shown: Mapping[str, Published], tables: set[str]) -> Known:
     """What stays of a source when a folder holds only `tables`."""
-    known = Known(concepts=list(copy_out(connection, "SELECT concept_id FROM omop.concept", [("concept_id", "i4")])))
+    concepts = copy_out(connection, "SELECT concept_id FROM omop.concept", [("concept_id", "i4")])
+    known = Known(concepts=list(concepts), release=current_release(connection))
 
     def load_of(table: str) -> int | None:
         return shown[table].load_id if table in shown and table not in tables else None

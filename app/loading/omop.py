@@ -21,6 +21,7 @@ from app.loading.extract import Extract, TableFile, read_extract
 from app.loading.parse import Plan, event_plan, period_plan, person_plan, source_plan, vocabulary_plan
 from app.loading.publish import Delivery, publish
 from app.loading.validate import Judged, flag, judge, make_life, one
+from app.loading.vocabulary_complete import know
 from app.store.loads import (
     FileRecord,
     Published,
@@ -165,6 +166,7 @@ def _judge(
         message = f"Expected at least one usable row in PERSON, found none ({rules}); see {_where(work)}."
         _stop(work, connection, judged, message)
     context.fill(connection, known, judged)
+    know(connection, work.settings, known.release)
     periods = "observation_period" in judged or bool(known.periods)
     make_life(connection, periods=periods, deaths="death" in judged or bool(known.deaths))
     for table, one_judged in judged.items():
@@ -233,6 +235,7 @@ def _publish(
                 _guard(connection, decoder, judged, shown)
             stayed = context.read_stayed(connection, decoder, shown, set(judged))
             delivery = Delivery(
+                settings=work.settings,
                 source_id=source_id,
                 job_id=work.job_id,
                 mode=options.mode,

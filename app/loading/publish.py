@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from app.loading import rows
 from app.loading.cdm import EVENTS, VOCABULARY
 from app.loading.validate import Judged
+from app.loading.vocabulary_complete import complete
 from app.store import timelines
 from app.store.copy import ahead, copy_in, index_statements
 from app.store.loads import LoadRow, Published, record_load, record_rejects, reserve_load_ids, supersede
@@ -16,6 +17,8 @@ from app.store.loads import LoadRow, Published, record_load, record_rejects, res
 if TYPE_CHECKING:
     import duckdb
     from sqlalchemy import Connection
+
+    from app.settings import Settings
 
 KEPT_TABLES = ("person", "observation_period", "visit_occurrence")
 """Tables with rows of their own; a snapshot replaces them by their load."""
@@ -43,6 +46,7 @@ class Target:
 class Delivery:
     """What is to be published."""
 
+    settings: Settings
     source_id: int
     job_id: int | None
     mode: str
@@ -83,6 +87,7 @@ def publish(
     targets += _vocabulary(connection, decoder, delivery)
     fill(connection, targets, report)
     supersede(connection, old)
+    complete(connection, decoder, delivery, report)
     _swap(connection, delivery)
 
 
@@ -203,7 +208,7 @@ def _timelines(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Target
     return Target("timelines", "omop.timeline", timelines.COLUMNS, chunks, after=["ANALYZE omop.timeline"])
 
 
-def _anew(connection: Connection, table: str, incoming: int) -> tuple[list[str], list[str]]:
+def rebuilding(connection: Connection, table: str, incoming: int) -> tuple[list[str], list[str]]:
     """Statements around the filling of a table whose indexes are better built anew: few rows of it stay."""
     if incoming < ANEW_ROWS or connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one() > incoming:
         return [], []
@@ -229,7 +234,7 @@ def _tables(connection: Connection, decoder: duckdb.DuckDBPyConnection, delivery
             ) -> Iterator[rows.Chunk]:
                 return make(decoder, load_id)
 
-            drop, rebuild = _anew(connection, f"omop.{table}", delivery.judged[table].num_loaded)
+            drop, rebuild = rebuilding(connection, f"omop.{table}", delivery.judged[table].num_loaded)
             yield Target(table, f"omop.{table}", names, chunks, before=drop, after=[*rebuild, f"ANALYZE omop.{table}"])
 
 
@@ -245,7 +250,7 @@ def _vocabulary(connection: Connection, decoder: duckdb.DuckDBPyConnection, deli
 
         analyze = f"ANALYZE omop.{table}"
         if not connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM omop.{table})").scalar():
-            drop, rebuild = _anew(connection, f"omop.{table}", judged.num_loaded)
+            drop, rebuild = rebuilding(connection, f"omop.{table}", judged.num_loaded)
             yield Target(table, f"omop.{table}", names, chunks, before=drop, after=[*rebuild, analyze])
             continue
         staged = f"omop.staged_{table}_{delivery.load_ids[table]}"

@@ -181,6 +181,9 @@ class LabelSet(Base):
     data_digest: Mapped[bytes] = column("sha256 over the members' timelines, periods, deaths and scans", LargeBinary)
     num_members: Mapped[int] = column("Members, ineligible ones too", Integer)
     num_events: Mapped[int] = column("Observed outcomes over all tasks", BigInteger)
+    vocabulary_version: Mapped[str | None] = column(
+        "Vocabulary release when it was made; null where none was loaded", Text
+    )
     created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
     job_id: Mapped[int | None] = column("The job that made it", BigInteger)
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -159,6 +160,12 @@ class Concept(Base):
     __tablename__ = "concept"
     __table_args__ = (
         Index(None, "vocabulary_id", "concept_code"),
+        Index("ix_concept_words", text("omop.search_words(concept_name)"), postgresql_using="gin"),
+        Index(
+            "ix_concept_code",
+            literal_column("lower(concept_code)").label("lower_code"),
+            postgresql_ops={"lower_code": "text_pattern_ops"},
+        ),
         {"schema": "omop", "comment": "OMOP CONCEPT."},
     )
 
@@ -212,12 +219,60 @@ class ConceptSynonym(Base):
     __tablename__ = "concept_synonym"
     __table_args__ = (
         PrimaryKeyConstraint("concept_id", "concept_synonym_name", "language_concept_id"),
+        Index("ix_concept_synonym_words", text("omop.search_words(concept_synonym_name)"), postgresql_using="gin"),
         {"schema": "omop", "comment": "OMOP CONCEPT_SYNONYM."},
     )
 
     concept_id: Mapped[int] = column("Concept", Integer, autoincrement=False)
     concept_synonym_name: Mapped[str] = column("Other name", Text)
     language_concept_id: Mapped[int] = column("Language", Integer)
+
+
+class Vocabulary(Base):
+    """A vocabulary and its version."""
+
+    __tablename__ = "vocabulary"
+    __table_args__ = {"schema": "omop", "comment": "OMOP VOCABULARY of the vocabulary that was loaded last."}
+
+    vocabulary_id: Mapped[str] = column("Vocabulary, e.g. SNOMED; None is the whole", Text, primary_key=True)
+    vocabulary_name: Mapped[str] = column("Name", Text)
+    vocabulary_reference: Mapped[str | None] = column("Where it is described", Text)
+    vocabulary_version: Mapped[str | None] = column("Its version", Text)
+    vocabulary_concept_id: Mapped[int | None] = column("Concept that stands for it", Integer)
+
+
+class ConceptCount(Base):
+    """How often a source names a concept."""
+
+    __tablename__ = "concept_count"
+    __table_args__ = (
+        PrimaryKeyConstraint("source_id", "concept_id"),
+        Index(None, "concept_id"),
+        {
+            "schema": "omop",
+            "comment": "How often a source's events name a concept; kept by every load. "
+            "Persons of two sources never mix.",
+        },
+    )
+
+    source_id: Mapped[int] = column("Source", ForeignKey("ops.source.source_id"))
+    concept_id: Mapped[int] = column("Concept, in the vocabulary or not; 0 unmapped", Integer)
+    num_events: Mapped[int] = column("Events with this concept_id", BigInteger)
+    num_persons: Mapped[int] = column("Persons who have such an event", BigInteger)
+    num_source_events: Mapped[int] = column("Events with this source_concept_id", BigInteger)
+    num_value_events: Mapped[int] = column("Events whose coded value or unit it is", BigInteger)
+
+
+class ConceptCompleted(Base):
+    """A concept that was looked up."""
+
+    __tablename__ = "concept_completed"
+    __table_args__ = {
+        "schema": "omop",
+        "comment": "Concepts looked up in the current vocabulary release, found or not: later loads need not again.",
+    }
+
+    concept_id: Mapped[int] = column("Concept", Integer, primary_key=True, autoincrement=False)
 
 
 class ImageOccurrence(Base):

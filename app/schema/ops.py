@@ -276,6 +276,30 @@ class Load(Base):
     superseded_at: Mapped[dt.datetime | None] = column("When its rows were replaced", MOMENT)
 
 
+class VocabularyRelease(Base):
+    """A vocabulary that was loaded."""
+
+    __tablename__ = "vocabulary_release"
+    __table_args__ = (
+        Index("ix_vocabulary_release_current", "is_current", unique=True, postgresql_where=text("is_current")),
+        {
+            "schema": "ops",
+            "comment": "Vocabularies that were loaded; the current one completes the store's concepts at every load.",
+        },
+    )
+
+    vocabulary_release_id: Mapped[int] = column("Key", Integer, Identity(), primary_key=True)
+    version: Mapped[str] = column("As the download calls it, e.g. v5.0 27-FEB-25", Text)
+    is_current: Mapped[bool] = column("True for the one that completes loads", Boolean)
+    is_full: Mapped[bool] = column("True where all of it is in the store (--full)", Boolean)
+    digest: Mapped[bytes] = column("sha256 over the files' digests", LargeBinary)
+    files: Mapped[dict[str, Any]] = column(
+        "Table: {path among the artifacts, sha256, rows} of what is kept beside the store", JSONB
+    )
+    job_id: Mapped[int | None] = column("The job that loaded it", BigInteger)
+    created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
+
+
 class Reject(Base):
     """A row that was not loaded, and why."""
 
