@@ -14,6 +14,10 @@ Source = Annotated[
     str | None, typer.Option(help="Where the extract comes from; a snapshot replaces what this source loaded before.")
 ]
 
+ShiftDates = Annotated[
+    Path | None, typer.Option(help="Move each person's dates by an offset of their own, by the key in this file.")
+]
+
 load = typer.Typer(no_args_is_help=True, help="Load an extract, a vocabulary or scans.", rich_markup_mode=None)
 
 
@@ -37,6 +41,7 @@ def load_omop(
     delimiter: Annotated[
         str | None, typer.Option(help="Delimiter of the text files, where the header does not tell.")
     ] = None,
+    shift_dates: ShiftDates = None,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
@@ -59,6 +64,7 @@ def load_omop(
         "data_cut": iso_date("--data-cut", data_cut),
         "midnight_is_time": midnight_is_time,
         "delimiter": delimiter,
+        "shift_dates": key_file(shift_dates),
     }
     queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 
@@ -78,6 +84,7 @@ def load_images(
     allow_shrink: Annotated[
         bool, typer.Option("--allow-shrink", help="Let a snapshot take away over 5 % of the source's scans.")
     ] = False,
+    shift_dates: ShiftDates = None,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
@@ -98,12 +105,39 @@ def load_images(
         "arbitrary_pairing": arbitrary_pairing,
         "mode": one_of("--mode", mode, ("upsert", "snapshot")),
         "allow_shrink": allow_shrink,
+        "shift_dates": key_file(shift_dates),
     }
     if path.is_dir() and not match:
         raise InputError(
             f"Expected a manifest or --match person_id, got the folder {path}; say how its files name their person."
         )
     queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+
+
+@load.command("key")
+def load_key(
+    file: Annotated[Path, typer.Argument(help="Where to write the key; it must not be there yet.")],
+) -> None:
+    """Make a key for --shift-dates, in a file that only you may read; keep it, and keep it apart from the store.
+
+    Examples:
+      lachesis load key ~/shift.key
+      lachesis load key ~/shift.key && lachesis load omop /data/omop --shift-dates ~/shift.key
+    """
+    from app.loading.shift import make_key
+
+    made = make_key(file)
+    typer.echo(f"{file}: key {made.key_id}")
+
+
+def key_file(path: Path | None) -> str | None:
+    """The absolute path of a key file, whose key can be read here."""
+    from app.loading.shift import read_key
+
+    if path is None:
+        return None
+    read_key(path)
+    return str(path.absolute())
 
 
 def root_option(value: str | None) -> dict[str, str] | None:

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from app.loading.images_dicom import read_dicom
 from app.loading.images_header import Acquired, Header, Unreadable
 from app.loading.images_manifest import HOST_ROOT, Entry, Manifest, Refusal, match_folder, read_manifest
 from app.loading.images_nifti import is_nifti, read_nifti
+from app.loading.shift import Shift, asked
 from app.store.loads import (
     FileRecord,
     LoadRow,
@@ -31,6 +32,7 @@ from app.store.loads import (
     record_load,
     record_rejects,
 )
+from app.store.shifting import keep_key, refuse_other_key_of_persons
 from app.store.work import Work
 
 if TYPE_CHECKING:
@@ -64,6 +66,12 @@ class Request:
     arbitrary_pairing: bool
     mode: str
     allow_shrink: bool
+    shift: Shift | None = None
+
+    @property
+    def shift_key(self) -> str | None:
+        """Id of the key that dates move with."""
+        return self.shift.key_id if self.shift else None
 
     def locate(self, entry: Entry) -> Path:
         """Where the scan of a record is on this host."""
@@ -145,6 +153,7 @@ def read_request(args: Mapping[str, Any]) -> Request:
         arbitrary_pairing=bool(args.get("arbitrary_pairing")),
         mode=mode,
         allow_shrink=bool(args.get("allow_shrink")),
+        shift=asked(args),
     )
 
 
@@ -214,6 +223,8 @@ def _scan(request: Request, entry: Entry, found: Found, known: set[int]) -> Scan
     when = when or found.acquired or entry.acquired
     if when is None:
         return Refusal(entry.record, "acquired_at", "no_acquisition_time")
+    if request.shift:
+        when = replace(when, at=request.shift.moved(person_id, when.at))
     return Scan(entry.record, person_id, when, entry.root or request.root, entry.path, found)
 
 
@@ -260,6 +271,7 @@ def publish(
     with work.transaction() as connection:
         lock_publishing(connection, work.check)
         source_id = open_source(connection, request.source)
+        refuse_other_key_of_persons(connection, (s.person_id for s in scans), request.shift_key)
         before = store.current_keys(connection, source_id)
         lost = before.keys() - keys if request.mode == "snapshot" else set()
         stops = len(lost) > SHRINK * len(before) and not request.allow_shrink
@@ -273,6 +285,7 @@ def publish(
             load_id = record_load(connection, source_id, work.job_id, row)
             _write_rejects(connection, load_id, work.job_id, file, refusals)
             gone = _replace(connection, source_id, load_id, request, scans, [before[key] for key in lost])
+            keep_key(connection, source_id, request.shift_key)
             added, removed = len(keys - before.keys()), len(lost) - gone
             result |= {"load_id": load_id, "unchanged": False, "added": added, "removed": removed, "gone": gone}
             result["summary"] = f"{len(scans):,} scans ({added:,} new), {len(refusals):,} rows rejected"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from app.loading.decode import Decoder, examine, open_decoder
 from app.loading.extract import Extract, TableFile, read_extract
 from app.loading.parse import Plan, event_plan, period_plan, person_plan, source_plan, vocabulary_plan
 from app.loading.publish import Delivery, publish
+from app.loading.shift import EVENT_TIMES, PERIOD_DAYS, PERSON_TIMES, Shift, asked, end_at
 from app.loading.validate import Judged, flag, judge, make_life, one
 from app.loading.vocabulary_complete import know
 from app.store.loads import (
@@ -33,6 +34,7 @@ from app.store.loads import (
     published_loads,
     record_rejects,
 )
+from app.store.shifting import keep_key, refuse_other_key
 from app.store.work import Work
 
 if TYPE_CHECKING:
@@ -59,6 +61,12 @@ class Options:
     data_cut: dt.date | None = None
     midnight_is_time: bool = False
     delimiter: str | None = None
+    shift: Shift | None = None
+
+    @property
+    def shift_key(self) -> str | None:
+        """Id of the key that dates move with."""
+        return self.shift.key_id if self.shift else None
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Options:
@@ -73,6 +81,7 @@ class Options:
             data_cut=dt.date.fromisoformat(cut) if cut else None,
             midnight_is_time=bool(args.get("midnight_is_time")),
             delimiter=args.get("delimiter"),
+            shift=asked(args),
         )
 
 
@@ -96,7 +105,9 @@ def load(work: Work) -> dict[str, Any]:
     examined = _examine(extract, work.check)
     digests = _digests(examined, options)
     with work.connect() as connection:
-        shown = published_loads(connection, find_source(connection, options.source))
+        source_id = find_source(connection, options.source)
+        shown = published_loads(connection, source_id)
+        refuse_other_key(connection, source_id, options.shift_key, replaces_all=_replaces_all(shown, examined))
         known = context.read(connection, shown, set(examined))
     if _is_shown(digests, shown):
         return _unchanged(work, options, shown, extract)
@@ -124,12 +135,19 @@ def _examine(extract: Extract, check: Callable[[], None]) -> Examined:
 
 def _digests(examined: Examined, options: Options) -> dict[str, bytes]:
     how = f"midnight_is_time={options.midnight_is_time} delimiter={options.delimiter!r}"
+    if options.shift:
+        how += f" shift={options.shift_key} cut={options.data_cut}"
     return {table: content_digest((record for _, record, _ in files), how) for table, files in examined.items()}
 
 
 def _is_shown(digests: Mapping[str, bytes], shown: Mapping[str, Published]) -> bool:
     """True where what the source shows now is these very files."""
     return all(table in shown and shown[table].content_sha256 == digest for table, digest in digests.items())
+
+
+def _replaces_all(shown: Mapping[str, Published], delivered: Iterable[str]) -> bool:
+    """True where nothing of a person stays of what the source shows."""
+    return {table for table, found in shown.items() if found.kind == "omop"} <= set(delivered)
 
 
 def _plan(table: str, options: Options) -> Plan:
@@ -165,6 +183,9 @@ def _judge(
         rules = _rules(judged["person"]) or "it is empty"
         message = f"Expected at least one usable row in PERSON, found none ({rules}); see {_where(work)}."
         _stop(work, connection, judged, message)
+    if options.shift:
+        work.progress(done, total, "rows", "moving dates")
+        _shift(connection, judged, options, options.shift)
     context.fill(connection, known, judged)
     know(connection, work.settings, known.release)
     periods = "observation_period" in judged or bool(known.periods)
@@ -175,6 +196,25 @@ def _judge(
             flag(connection, one_judged, periods=periods)
     _gate(work, connection, judged, options)
     return judged
+
+
+def _shift(connection: duckdb.DuckDBPyConnection, judged: Mapping[str, Judged], options: Options, shift: Shift) -> None:
+    """Move every date of a person; periods end with the data first, since no one day ends them all afterwards."""
+    cut = options.data_cut or _release(connection, judged)
+    if cut is not None and "observation_period" in judged:
+        end_at(connection, cut)
+    times = {"person": PERSON_TIMES, "observation_period": PERIOD_DAYS}
+    for table, found in judged.items():
+        if table not in VOCABULARY and table != "cdm_source" and found.num_loaded:
+            shift.move_table(connection, f"t_{table}", times.get(table, EVENT_TIMES))
+
+
+def _release(connection: duckdb.DuckDBPyConnection, judged: Mapping[str, Judged]) -> dt.date | None:
+    """The day an extract says it was made, unless its data begin later."""
+    if "cdm_source" not in judged or not judged["cdm_source"].num_loaded:
+        return None
+    (release,) = one(connection, "SELECT source_release_date FROM t_cdm_source ORDER BY rowid LIMIT 1")
+    return None if release is None or _precedes_data(connection, release) else release
 
 
 def _gate(work: Work, connection: duckdb.DuckDBPyConnection, judged: dict[str, Judged], options: Options) -> None:
@@ -230,6 +270,7 @@ def _publish(
             shown = published_loads(connection, source_id)
             if _is_shown(digests, shown):  # another job was faster
                 return _unchanged_result(options, shown, extract, None)
+            refuse_other_key(connection, source_id, options.shift_key, replaces_all=_replaces_all(shown, judged))
             context.refuse_collisions(connection, decoder, source_id, judged)
             if not options.allow_shrink:
                 _guard(connection, decoder, judged, shown)
@@ -247,6 +288,7 @@ def _publish(
             orphans = sum(shown[name.removeprefix("s_")].num_loaded - _count(decoder, name) for name in stayed)
             publish(connection, decoder, delivery, report)
             cut = _describe(connection, decoder, source_id, judged, options)
+            keep_key(connection, source_id, options.shift_key)
     except Stopped as stopped:
         _stop(work, decoder, judged, str(stopped))
     return _result(delivery, options, extract, cut, orphans)
@@ -303,6 +345,9 @@ def _describe(
             cut, cut_source = None, None
     if options.data_cut is not None:
         cut, cut_source = options.data_cut, "option"
+    if options.shift:  # periods end with it; a day kept beside moved dates would give the offsets away
+        cut, cut_source = None, None
+        details.get("cdm_source", {}).pop("source_release_date", None)
     describe_source(
         connection, source_id, data_cut=cut, data_cut_source=cut_source, simulated=bool(simulated), details=details
     )
@@ -323,7 +368,7 @@ def _unchanged(work: Work, options: Options, shown: Mapping[str, Published], ext
         source_id = find_source(connection, options.source) or 0
         row = context.source_row(connection, source_id)
     cut = row.data_cut
-    if options.data_cut is not None and options.data_cut != cut:
+    if options.data_cut is not None and options.data_cut != cut and not options.shift:
         cut = options.data_cut
         with work.transaction() as connection:
             describe_source(

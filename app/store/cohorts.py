@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
 from app.store import names, splits
+from app.store.shifting import refuse_day
 from app.store.work import Work
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def build(work: Work) -> dict[str, Any]:
     }
     with work.connect() as connection:
         connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        if rule["data_cut"]:
+            refuse_day(connection, "--data-cut")
         members, attrition, sharing = choose(connection, rule)
         connection.rollback()
     work.check()
