@@ -69,6 +69,36 @@ def load_omop(
     queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 
 
+@load.command("vocabulary")
+def load_vocabulary(
+    path: Annotated[
+        Path,
+        typer.Argument(help="An Athena download, folder or .zip; or vocabulary tables as a database exports them."),
+    ],
+    full: Annotated[
+        bool, typer.Option("--full", help="Bring every concept into the store, not only those in use and above them.")
+    ] = False,
+    max_rejects: Annotated[float, typer.Option(help="Largest share of rejected rows of a table.", min=0, max=1)] = 0.05,
+    detach: Detach = False,
+    inline: Inline = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Load a vocabulary: it is kept beside the store, and completes the concepts in use at every later load.
+
+    Examples:
+      lachesis load vocabulary /data/athena_2025_02
+      lachesis load vocabulary vocabulary_download_v5.zip --full
+    """
+    args = {
+        "what": "vocabulary",
+        "path": existing(path, "a folder or a .zip of vocabulary files"),
+        "full": full,
+        "max_rejects": max_rejects,
+    }
+    queue("load", args, "vocabulary", detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+
+
 @load.command("images")
 def load_images(
     path: Annotated[Path, typer.Argument(help="MANIFEST.csv (person_id,acquired_at,path), or a folder with --match.")],

@@ -14,6 +14,9 @@ BAD_TIME = "unparsable_time"
 NO_TIME = "missing_time"
 OUT_OF_RANGE = "time_out_of_range"
 NUL_BYTE = "nul_byte"
+TOO_LONG = "name_too_long"
+MAX_SYNONYM = 2_600
+"""Bytes of a synonym at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,8 @@ def vocabulary_plan(table: VocabularyTable) -> Plan:
         else:
             parser.columns[name] = name if name in table.optional else f"coalesce({name}, '')"
             parser.rules.append(Rule(f"contains({name}, chr(0))", NUL_BYTE, name))
+    if table.name == "concept_synonym":  # it is part of a key, and an index holds no longer one
+        parser.rules.append(Rule(f"strlen(concept_synonym_name) > {MAX_SYNONYM}", TOO_LONG, "concept_synonym_name"))
     if table.name == "concept":
         parser.columns["standard_concept"] = "CASE WHEN length(standard_concept) = 1 THEN standard_concept END"
     return parser.plan()

@@ -52,6 +52,9 @@ REJECTS: Mapping[str, Explained] = {
     "record_too_long": Explained(
         "a record of over a million characters", "Look for a quote that never closes, or shorten the text."
     ),
+    "name_too_long": Explained(
+        "a synonym of over 2,600 bytes", "Nothing is lost but this other name; shorten it if you search by it."
+    ),
     "missing_name": Explained("a source without a name", "Name the source in CDM_SOURCE."),
     "path_outside_root": Explained(
         "a path that leaves its root", "Give paths below the folder that --root names, or another --root."
@@ -89,6 +92,10 @@ FLAGS: Mapping[str, Explained] = {
     "source_concept_absent": Explained(
         "a source concept that the store's vocabulary lacks",
         "Load the source vocabularies too, where tasks use source codes.",
+    ),
+    "not_in_use": Explained(
+        "rows of a vocabulary that nothing in the store needs: they are kept beside it",
+        "Nothing is missing; --full brings all of them into the store.",
     ),
     "unknown_visit": Explained(
         "a visit that VISIT_OCCURRENCE does not hold; the reference is null",

@@ -78,8 +78,8 @@ class Judged:
 
 def one(connection: duckdb.DuckDBPyConnection, statement: str) -> tuple[Any, ...]:
     """The one row of a statement."""
-    row = connection.execute(statement).fetchone()
-    return tuple(row) if row else ()
+    rows = connection.execute(statement).fetchall()  # all of it: a result in hand keeps other work off the connection
+    return tuple(rows[0]) if rows else ()
 
 
 def judge(connection: duckdb.DuckDBPyConnection, table: str, decoded: Decoded, plan: Plan, *, persons: bool) -> Judged:

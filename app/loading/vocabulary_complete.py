@@ -55,8 +55,13 @@ def bring_seeds(
     settings: Settings,
     release: Release,
     report: Callable[[int, str], None],
+    *,
+    before: Callable[[], None] | None = None,
 ) -> dict[str, int]:
-    """Complete every concept in use that was not looked up in the release yet; rows brought, by table."""
+    """Complete every concept in use that was not looked up in the release yet; rows brought, by table.
+
+    `before` is called once `v_concept` and the others are there, before the store is written.
+    """
     from sqlalchemy import text
 
     seeds = to_complete(connection)
@@ -68,6 +73,8 @@ def bring_seeds(
     done = connection.execute(text("SELECT concept_id FROM omop.concept_completed")).scalars()
     vocabulary_kept.add_seeds(decoder, "v_done", done)
     vocabulary_kept.select(decoder)
+    if before is not None:
+        before()
     brought = bring(connection, decoder, list(VOCABULARY), "new", report)
     mark_completed(connection, [row[0] for row in decoder.execute("SELECT concept_id FROM v_keep").fetchall()])
     return brought

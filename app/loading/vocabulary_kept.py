@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.errors import StoreError
 from app.loading.cdm import VOCABULARY
@@ -119,7 +119,6 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, table: str, into: Path,
 
 def has_twins(path: Path, table: str) -> bool:
     """True where a key comes twice in a file that is sorted by it."""
-    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -131,7 +130,7 @@ def has_twins(path: Path, table: str) -> bool:
             continue
         if last is not None and last == [column[0].as_py() for column in columns]:
             return True
-        same = pa.array([True] * (batch.num_rows - 1)) if batch.num_rows < 2 else None
+        same: Any = None
         for column in columns:
             equal = pc.equal(column.slice(1), column.slice(0, batch.num_rows - 1))
             same = equal if same is None else pc.and_(same, equal)
