@@ -321,3 +321,30 @@ class Reject(Base):
     rule: Mapped[str] = column("Rule it broke", Text)
     row_key: Mapped[str | None] = column("Primary key of the row, where it is readable as a number", Text)
     column_name: Mapped[str | None] = column("Column", Text)
+
+
+class DataCheck(Base):
+    """The answer of one check of loaded data."""
+
+    __tablename__ = "data_check"
+    __table_args__ = (
+        CheckConstraint("status IN ('pass', 'warn', 'fail', 'not_applicable')", name="status"),
+        Index(None, "checked_at"),
+        {
+            "schema": "ops",
+            "comment": "Answers to `lachesis check data`: one row a check, a table and a time it was asked.",
+        },
+    )
+
+    data_check_id: Mapped[int] = column("Key", BigInteger, Identity(), primary_key=True)
+    checked_at: Mapped[dt.datetime] = column("When; the same for all checks of one `lachesis check data`", MOMENT)
+    source: Mapped[str | None] = column("Source that was asked about; null for the whole store", Text)
+    name: Mapped[str] = column("The check", Text)
+    table_name: Mapped[str] = column("Table that was asked about", Text)
+    asks: Mapped[str] = column("What it looks for", Text)
+    num_rows: Mapped[int] = column("Rows that could break it (denominator)", BigInteger)
+    num_violations: Mapped[int] = column("Rows that break it", BigInteger)
+    warn_above: Mapped[float] = column("A larger share is a warning", Float)
+    fail_above: Mapped[float | None] = column("A larger share is a failure; null: never one", Float)
+    status: Mapped[str] = column("pass, warn, fail or not_applicable", Text)
+    list_sql: Mapped[str] = column("Statement that lists the rows that break it", Text)

@@ -1,0 +1,100 @@
+"""`lachesis check …`: questions to what is in the store, each with a verdict."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.errors import InputError
+
+if TYPE_CHECKING:
+    from app.store.checks import Finding
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+check = typer.Typer(no_args_is_help=True, help="Check what is in the store.", rich_markup_mode=None)
+
+SHOWN = 25
+"""Lines of the table on a terminal; the rest is in the page and in ops.data_check."""
+
+
+@check.callback()
+def group() -> None:
+    """Check what is in the store."""
+
+
+@check.command("data")
+def data(
+    source: Annotated[str | None, typer.Option(help="Only what this source brought; all sources otherwise.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write a self-contained HTML page here.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a check fails.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the loaded data what would spoil labels: impossible dates, gaps, unmapped concepts, mismatched scans.
+
+    Each check has a denominator, a share, thresholds, and the SQL that lists its rows; answers go to ops.data_check.
+
+    Examples:
+      lachesis check data --source hospital -o data.html
+      lachesis check data --strict --json > data.json
+    """
+    from app.cli.follow import bar
+    from app.cli.look import connect
+    from app.store import checks
+
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"Expected a folder to write {out.name} in, found none at {out.parent}; make it first.")
+    engine = connect()
+    with engine.connect() as connection, bar("check data", checks.num_checks(), "checks") as advance:
+        scope = checks.scope_of(connection, source)
+        findings = checks.run(connection, scope, advance)
+        months = checks.by_month(connection, scope) if out is not None else []
+    with engine.begin() as connection:
+        asked_at = checks.keep(connection, scope, findings)
+    if out is not None:
+        from app.report.data import page
+
+        out.write_text(page(findings, months, source, asked_at), encoding="utf-8")
+    count = {status: sum(f.status == status for f in findings) for status in checks.STATUSES}
+    if as_json:
+        body = {"source": source, "checked_at": asked_at, **count, "checks": [f.to_json() for f in findings]}
+        typer.echo(jsonlib.dumps(body, default=str))
+    else:
+        tell(findings)
+    said = f"{count['fail']} failed, {count['warn']} warned, {count['pass']} passed"
+    said += f", {count['not_applicable']} had nothing to ask"
+    where = f"; {out}" if out is not None else "; -o FILE.html writes a page with the rows' SQL"
+    print(f"check data: {said}{where}", file=sys.stderr)
+    if strict and count["fail"]:
+        raise typer.Exit(1)
+
+
+def tell(findings: list[Finding]) -> None:
+    """What failed or warned, as a table."""
+    from app.cli.loads import percent
+    from app.cli.look import print_table
+
+    minded = [f for f in findings if f.status in ("fail", "warn")]
+    rows: list[dict[str, Any]] = [
+        {
+            "status": f.status,
+            "check": f.check.name,
+            "table": f.table,
+            "rows": f"{f.violations:,} of {f.denominator:,}",
+            "share": percent(None if f.share is None else 100 * f.share),
+            "asks": f.check.asks,
+        }
+        for f in minded[:SHOWN]
+    ]
+    print_table(rows)
+    if len(minded) > SHOWN:
+        typer.echo(f"and {len(minded) - SHOWN} more: SELECT * FROM ops.data_check ORDER BY checked_at DESC")
+
+
+def register(app: typer.Typer) -> None:
+    """Add `check` and its commands."""
+    app.add_typer(check, name="check")
