@@ -48,6 +48,10 @@ class Cancelled(LachesisError):
     exit_code = 3
 
 
+class SourceLost(LachesisError):
+    """The database that is loaded from stopped answering."""
+
+
 class FenceLost(LachesisError):
     """Another attempt holds this job now, so this one may write nothing more."""
 

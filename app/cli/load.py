@@ -23,7 +23,12 @@ load = typer.Typer(no_args_is_help=True, help="Load an extract, a vocabulary or 
 
 @load.command("omop")
 def load_omop(
-    path: Annotated[Path, typer.Argument(help="Folder of OMOP CDM 5.3/5.4 files: CSV, csv.gz, TSV or Parquet.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of OMOP CDM 5.2 to 5.4 files, or a Postgres: service=NAME or postgresql://user@host/db."
+        ),
+    ],
     source: Source = None,
     mode: Annotated[
         str, typer.Option(help="snapshot: what is in the folder replaces what this source loaded before.")
@@ -42,21 +47,25 @@ def load_omop(
         str | None, typer.Option(help="Delimiter of the text files, where the header does not tell.")
     ] = None,
     shift_dates: ShiftDates = None,
+    cdm_schema: Annotated[str | None, typer.Option(help="Of a database: the schema of the CDM's tables.")] = None,
+    vocabulary_schema: Annotated[
+        str | None, typer.Option(help="Of a database: the schema of concept and its like; default the CDM's.")
+    ] = None,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Load a folder of OMOP CDM files; every rejected row is explained, loading it again changes nothing.
+    """Load OMOP CDM files or a database's tables; every rejected row is explained, loading again changes nothing.
 
     Examples:
       lachesis load omop /data/omop_2026_11 --source hospital
-      lachesis load omop . --data-cut 2026-10-31 --max-rejects 0.01
+      lachesis load omop service=warehouse --cdm-schema cdm_54 --vocabulary-schema vocab
     """
     one_of("--mode", mode, ("snapshot",))
     args: dict[str, Any] = {
         "what": "omop",
-        "path": existing(path, "a folder of OMOP files"),
+        **place(path, cdm_schema, vocabulary_schema),
         "source": source or "omop",
         "mode": mode,
         "max_rejects": max_rejects,
@@ -97,6 +106,18 @@ def load_vocabulary(
         "max_rejects": max_rejects,
     }
     queue("load", args, "vocabulary", detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+
+
+def place(path: str, cdm_schema: str | None, vocabulary_schema: str | None) -> dict[str, str | None]:
+    """Arguments that name a folder that exists here, or a database by an address without a password."""
+    from app.loading.database import clean_address, is_address
+
+    if not Path(path).exists() and is_address(path):
+        schemas = {"cdm_schema": cdm_schema, "vocabulary_schema": vocabulary_schema}
+        return {"database": clean_address(path), **schemas}
+    if cdm_schema or vocabulary_schema:
+        raise InputError("Expected --cdm-schema and --vocabulary-schema beside a database, got them beside a folder.")
+    return {"path": existing(Path(path), "a folder of OMOP files or a database's address")}
 
 
 @load.command("images")

@@ -7,6 +7,7 @@ is stopped leaves its rejects in `ops.reject`, readable by its job, and nothing 
 from __future__ import annotations
 
 import datetime as dt
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
 from app.loading import context
-from app.loading.cdm import EVENTS, VOCABULARY
+from app.loading.cdm import COLUMNS, EVENTS, VOCABULARY
+from app.loading.database import Database, clean_address, read_database
 from app.loading.decode import Decoder, examine, open_decoder
 from app.loading.extract import Extract, TableFile, read_extract
 from app.loading.parse import Plan, event_plan, period_plan, person_plan, source_plan, vocabulary_plan
@@ -53,7 +55,7 @@ Examined = dict[str, list[tuple[TableFile, FileRecord, "Scan | None"]]]
 class Options:
     """What `lachesis load omop` was asked for."""
 
-    path: Path
+    path: Path | Database
     source: str
     mode: str = "snapshot"
     max_rejects: float = 0.05
@@ -73,7 +75,7 @@ class Options:
         """From a job's arguments; absent ones have the command line's defaults."""
         cut = args.get("data_cut")
         return cls(
-            path=Path(args["path"]),
+            path=_place(args),
             source=str(args.get("source") or "omop"),
             mode=str(args.get("mode") or "snapshot"),
             max_rejects=float(args.get("max_rejects", 0.05)),
@@ -83,6 +85,17 @@ class Options:
             delimiter=args.get("delimiter"),
             shift=asked(args),
         )
+
+
+def _place(args: Mapping[str, Any]) -> Path | Database:
+    """A folder, or a database whose address holds no password."""
+    if not args.get("database"):
+        return Path(args["path"])
+    return Database(
+        address=clean_address(args["database"]),
+        cdm_schema=args.get("cdm_schema"),
+        vocabulary_schema=args.get("vocabulary_schema"),
+    )
 
 
 class Stopped(InputError):
@@ -101,7 +114,21 @@ def load(work: Work) -> dict[str, Any]:
     options = Options.of(work.args)
     if options.mode != "snapshot":
         raise InputError(f"Expected the mode snapshot, got {options.mode!r}; load whole extracts.")
-    extract = read_extract(options.path, options.delimiter)
+    folder = work.folder / "load"
+    folder.mkdir(exist_ok=True)
+    try:
+        return _load(work, options, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load(work: Work, options: Options, folder: Path) -> dict[str, Any]:
+    if isinstance(options.path, Database):
+        spool = folder / "spool"
+        spool.mkdir(mode=0o700)
+        extract = read_database(work, options.path, spool, {table: _used(table, options) for table in COLUMNS})
+    else:
+        extract = read_extract(options.path, options.delimiter)
     examined = _examine(extract, work.check)
     digests = _digests(examined, options)
     with work.connect() as connection:
@@ -111,15 +138,12 @@ def load(work: Work) -> dict[str, Any]:
         known = context.read(connection, shown, set(examined))
     if _is_shown(digests, shown):
         return _unchanged(work, options, shown, extract)
-    folder = work.folder / "load"
-    folder.mkdir(exist_ok=True)
     decoder = open_decoder(folder)
     try:
         judged = _judge(work, decoder, examined, options, folder, known)
         return _publish(work, decoder, judged, digests, options, extract)
     finally:
         decoder.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _examine(extract: Extract, check: Callable[[], None]) -> Examined:
@@ -156,6 +180,11 @@ def _plan(table: str, options: Options) -> Plan:
     if table in VOCABULARY:
         return vocabulary_plan(VOCABULARY[table])
     return {"person": person_plan, "observation_period": period_plan, "cdm_source": source_plan}[table]()
+
+
+def _used(table: str, options: Options) -> frozenset[str]:
+    """The columns of a table that are loaded."""
+    return COLUMNS[table] & frozenset(re.findall(r"\w+", _plan(table, options).query))
 
 
 def _judge(
