@@ -35,6 +35,8 @@ class Source:
 
     path: Path
     format: str
+    files: tuple[Path, ...] = ()
+    """The series' own files, where its folder holds others, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +113,8 @@ def _stem(source: Source) -> str:
     """Key of a source: its path, and size and time of change of all its files, so that altered ones are read again."""
     digest = hashlib.sha256(f"{source.path.absolute()}\0{source.format}".encode())
     # writing into a slice leaves the time of its folder as it was
-    for file in [source.path, *sorted(source.path.rglob("*"))] if source.path.is_dir() else [source.path]:
+    whole = [source.path, *sorted(source.path.rglob("*"))] if source.path.is_dir() else [source.path]
+    for file in source.files or whole:
         stat = file.stat()
         digest.update(f"\0{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
     return digest.hexdigest()
@@ -121,7 +124,7 @@ def _decode(source: Source, recipe: VolumeRecipe, folder: Path) -> Cached | str:
     """Read one volume into the cache; a sentence where it cannot be read."""
     try:
         stem = _stem(source)
-        volume = read_volume(source.path, source.format, recipe)
+        volume = read_volume(source.path, source.format, recipe, source.files)
     except ValueError as error:
         return str(error)
     except OSError as error:  # its text would name the path

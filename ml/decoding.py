@@ -6,10 +6,11 @@ is chosen from a folder are those of the loader's headers (`app/loading/images_d
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -72,8 +73,13 @@ def to_int16(values: NDArray[Any]) -> NDArray[np.int16]:
     return result
 
 
-def decode(path: Path, format: str) -> Decoded:
+def decode(path: Path, format: str, files: Sequence[Path] = ()) -> Decoded:
     """A NIfTI file or a DICOM series, whatever state it is in.
+
+    Args:
+        path: a NIfTI file, a DICOM file, or the folder of a DICOM series.
+        format: nifti or dicom.
+        files: the series' own files where its folder holds others, too; else `path` is looked through.
 
     Raises:
         Unreadable: it is no CT volume, is damaged, or needs a decoder that is not installed.
@@ -81,7 +87,7 @@ def decode(path: Path, format: str) -> Decoded:
     if not path.exists():
         raise Unreadable(f"Expected a scan ({format}), found none at its place; check the root folder.")
     try:
-        return decode_nifti(path) if format == "nifti" else decode_dicom(path)
+        return decode_nifti(path) if format == "nifti" else decode_dicom(path, files)
     except Unreadable:
         raise
     except Exception as error:  # a damaged file makes the libraries raise almost anything, with its values in the text
@@ -160,13 +166,14 @@ class _Slice:
         return self.shape, tuple(round(x, 3) + 0.0 for x in self.orientation)
 
 
-def decode_dicom(path: Path) -> Decoded:
+def decode_dicom(path: Path, files: Sequence[Path] = ()) -> Decoded:
     """One DICOM series: the largest one of a folder, slices sorted by position, rescaled slice by slice.
 
     Copies of a slice and second slices at one position are dropped, slices of another size or orientation, too; uneven
     distances are interpolated to the median one.
     """
-    slices = _chosen(_read_headers(path))
+    slices = _chosen(_read_headers(files or _files(path)))
+    _check_size(slices)
     row, column = np.array(slices[0].orientation[:3]), np.array(slices[0].orientation[3:])
     points = np.array([s.position for s in slices])
     along = points @ np.cross(row, column)
@@ -200,13 +207,19 @@ def _even(hu: NDArray[np.int16], along: NDArray[np.float64], distance: float) ->
     return out, count
 
 
-def _read_headers(path: Path) -> list[_Slice]:
-    """The CT images among the files of a folder; what is no image, or damaged, is passed over."""
+def _check_size(slices: Sequence[_Slice]) -> None:
+    voxels = len(slices) * math.prod(slices[0].shape)
+    if voxels > MOST_VOXELS:
+        raise Unreadable(f"Expected a CT volume, got {voxels:,} voxels in the headers; is a file damaged?")
+
+
+def _read_headers(files: Iterable[Path]) -> list[_Slice]:
+    """The CT images among files; what is no image, or damaged, is passed over."""
     from pydicom import config
 
     config.settings.reading_validation_mode = config.IGNORE  # its warnings would show values
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    found = [one for file in _files(path) for one in _read_header(file)]
+    found = [one for file in files for one in _read_header(file)]
     if not found:
         raise Unreadable("Expected a DICOM series of modality CT, found no CT image there.")
     return found
@@ -302,10 +315,23 @@ def _stack(slices: Iterable[_Slice]) -> NDArray[np.int16]:
     return np.stack(found)
 
 
+@functools.cache
+def _be_quiet() -> None:
+    """Keep the library of JPEG decoders from writing what it dislikes in a file to stderr."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import gdcm
+
+        for off in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
+            off()
+
+
 def _pixels(file: Path) -> NDArray[Any]:
     """Stored values of a file: (rows, columns), with frames before and samples behind where there are any."""
     import pydicom
 
+    _be_quiet()
     dataset = pydicom.dcmread(file)
     syntax = getattr(getattr(dataset.file_meta, "TransferSyntaxUID", None), "name", "no transfer syntax")
     try:

@@ -6,6 +6,7 @@ Shape suffixes: volumes are (Z, Y, X) in RAS order: Z towards the head, Y toward
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +60,7 @@ class _Canonical:
     """(3, 3) unit columns of Z, Y, X in (Z, Y, X) coordinates; the identity where the axes are the body's."""
 
 
-def read_volume(path: Path, format: str, recipe: VolumeRecipe) -> Volume:
+def read_volume(path: Path, format: str, recipe: VolumeRecipe, files: Sequence[Path] = ()) -> Volume:
     """Decode one series and bring it into the recipe's grid.
 
     A scan that has the recipe's shape and spacing is only clipped. Others are clipped, resampled by a triangle filter
@@ -69,11 +70,12 @@ def read_volume(path: Path, format: str, recipe: VolumeRecipe) -> Volume:
         path: a NIfTI file or a folder with a DICOM series.
         format: nifti or dicom.
         recipe: grid and window.
+        files: the DICOM series' own files, where its folder holds others, too.
 
     Raises:
         Unreadable: a ValueError; what is there cannot be read as a CT volume, in one sentence that names no file.
     """
-    scan = _canonical(decode(path, format))
+    scan = _canonical(decode(path, format, files))
     _check_hounsfield(scan.hu)
     digest = _digest(scan)
     length = float(scan.hu.shape[0] * scan.spacing[0])

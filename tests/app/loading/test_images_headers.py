@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import FileDataset
-from pydicom.uid import JPEGLosslessSV1
+from pydicom.uid import MPEG2MPML
 
 from app.loading.images import read_header
 from app.loading.images_dicom import read_dicom
@@ -81,8 +81,8 @@ def junk(k: int, ds: FileDataset) -> None:
         (folder / "empty").write_bytes(b"")
 
 
-def lossless_jpeg(k: int, ds: FileDataset) -> None:
-    ds.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+def a_film(k: int, ds: FileDataset) -> None:
+    ds.file_meta.TransferSyntaxUID = MPEG2MPML
     ds.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
     ds["PixelData"].VR = "OB"
     ds["PixelData"].is_undefined_length = True
@@ -150,7 +150,7 @@ CASES: list[tuple[str, Edit, str, set[str]]] = [
     ("two slices", lambda k, ds: k < 2, "unusable", {"too_few_slices"}),
     ("no spacing", fields(PixelSpacing=None), "unusable", {"no_spacing"}),
     ("truncated", lambda k, ds: None, "unusable", {"truncated"}),
-    ("no decoder", lossless_jpeg, "unusable", {"no_decoder"}),
+    ("no decoder", a_film, "unusable", {"no_decoder"}),
 ]
 
 
