@@ -1,4 +1,4 @@
-"""Looking: `ls`, `show`, `concepts`, `similar`; questions are asked in app/store/listing.py."""
+"""Looking: `ls`, `show`, `similar`; questions are asked in app/store/listing.py."""
 
 from __future__ import annotations
 
@@ -150,27 +150,6 @@ def show(
         print(f"lachesis: {shown:,} of {total:,} shown; --limit {total} or --csv shows all.", file=sys.stderr)
 
 
-def concepts(
-    words: Annotated[str, typer.Argument(metavar="TEXT", help="Part of a name or synonym, or a code.")],
-    limit: Annotated[int, typer.Option(help="Rows at the most.", min=1)] = 20,
-    as_json: AsJson = False,
-) -> None:
-    """Search concepts by name, synonym or code, with the persons and events that carry them.
-
-    Examples:
-      lachesis concepts "gastrointestinal hemorrhage"
-      lachesis concepts K92.2
-    """
-    from app.store.concepts import search
-
-    with connect().connect() as connection:
-        rows = search(connection, words, limit)
-    if as_json:
-        typer.echo(jsonlib.dumps({"rows": rows}, default=str))
-    else:
-        print_table(rows)
-
-
 def similar(
     image: Annotated[int, typer.Argument(help="image_occurrence_id of a scan.")],
     checkpoint: Annotated[str, typer.Option(help="Checkpoint whose embeddings to compare: name or id.")],
@@ -203,5 +182,5 @@ def similar(
 
 def register(app: typer.Typer) -> None:
     """Add the commands that look."""
-    for command in (ls, show, concepts, similar):
+    for command in (ls, show, similar):
         app.command()(command)

@@ -89,6 +89,12 @@ def label(
     name: Annotated[str, typer.Argument(help="Name of the label set.")],
     cohort: Annotated[str, typer.Option(help="Cohort.")],
     tasks: Annotated[str, typer.Option(help="Task set.")],
+    allow_unknown_concepts: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unknown-concepts", help="Label although the vocabulary lacks over 0.1 % of a source's events."
+        ),
+    ] = False,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
@@ -102,7 +108,7 @@ def label(
     """
     queue(
         "label",
-        {"name": name, "cohort": cohort, "tasks": tasks},
+        {"name": name, "cohort": cohort, "tasks": tasks, "allow_unknown_concepts": allow_unknown_concepts},
         name,
         detach=detach,
         inline=inline,

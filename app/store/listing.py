@@ -216,7 +216,8 @@ FROM {_LABEL_SETS} WHERE l.is_current ORDER BY l.label_set_id DESC LIMIT :limit
 """,
     one=f"""
 SELECT l.label_set_id, l.name, l.version, c.name AS cohort, t.name AS tasks, l.num_members, l.num_events,
-       encode(l.digest, 'hex') AS digest, encode(l.data_digest, 'hex') AS data_digest, l.job_id, l.created_at
+       l.vocabulary_version, encode(l.digest, 'hex') AS digest, encode(l.data_digest, 'hex') AS data_digest, l.job_id,
+       l.created_at
 FROM {_LABEL_SETS} WHERE l.name = :name AND l.is_current
 """,
     parts=(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
-from app.errors import Cancelled, UnknownName
+from app.errors import Cancelled, InputError, UnknownName
 from app.store import cohorts, tasks
 from app.store.splits import fraction, split_at
 from app.store.work import InlineWork
@@ -218,3 +218,41 @@ def test_bleeds_after_celecoxib_agree_with_counting_in_the_files(
     with engine.connect() as connection:
         scans = bridge.read_scans(connection, work().settings, bridge.find_label_set(connection, "l").cohort_id)
     assert len(scans) == 1844 and all(scan.path.exists() for scan in scans)
+
+
+def test_labels_are_refused_where_the_vocabulary_lacks_concepts_in_use(
+    engine: Engine, work: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def state(statement: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(text(statement))
+
+    fill(engine)
+    state(
+        "INSERT INTO omop.concept_count SELECT l.source_id, e.concept_id, count(*), 1, 0, 0 "
+        "FROM omop.event e JOIN ops.load l USING (load_id) GROUP BY 1, 2"
+    )
+    build(work)
+    state("DELETE FROM omop.concept")
+    make = {"name": "l", "cohort": "c", "tasks": "t"}
+    assert label(work(**make))["unchanged"]  # no vocabulary to speak of: said, not refused
+    assert "24 of 24 events (100.0%) of source 'test'" in capsys.readouterr().err
+    state(
+        "INSERT INTO ops.vocabulary_release (version, is_current, is_full, digest, files) "
+        "VALUES ('v5.0 27-FEB-25', true, false, '', '{}')"
+    )
+    with pytest.raises(InputError, match=r"of source 'test' have concepts .* `lachesis load vocabulary DIR`"):
+        label(work(**make))
+    assert label(work(**make, allow_unknown_concepts=True))["unchanged"]
+    state(
+        "INSERT INTO omop.concept (concept_id, concept_name, domain_id, vocabulary_id, concept_class_id, concept_code) "
+        "SELECT concept_id, '', '', '', '', '' FROM omop.concept_count WHERE concept_id <> 0"
+    )
+    assert label(work(**make))["unchanged"]
+    assert label(work(**make | {"name": "newer"}))["version"] == 1
+    assert [
+        r.vocabulary_version for r in rows(engine, "SELECT vocabulary_version FROM label.label_set ORDER BY 1")
+    ] == [
+        "v5.0 27-FEB-25",
+        None,
+    ]

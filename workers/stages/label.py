@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import InputError
 from app.store import names
 from app.store.copy import HEADER, TRAILER
 from app.store.session import raw
+from app.store.vocabulary import MAX_UNKNOWN, unknown_of_cohort
 from app.store.work import Work
 from ml.labelling import EVENT, ConceptTasks, Labeller, MemberRows, TaskRules, merge_events
 from workers.bridge import Timelines, read_timelines
@@ -52,6 +54,7 @@ def label(work: Work) -> dict[str, Any]:
     with work.connect() as reading:
         reading = reading.execution_options(isolation_level="REPEATABLE READ")
         inputs = read_inputs(reading, str(work.args.get("cohort")), str(work.args.get("tasks")))
+        check_vocabulary(work, reading, inputs.cohort.id)
         with work.transaction() as writing:
             names.lock(writing, "label set", name)
             same = unchanged(writing, name, inputs)
@@ -60,6 +63,31 @@ def label(work: Work) -> dict[str, Any]:
     if not result["events"]:
         work.log("No member has an outcome of these tasks; `lachesis show label` counts members by status.")
     return result
+
+
+def check_vocabulary(work: Work, connection: Connection, cohort_id: int) -> None:
+    """Refuse labels of a source whose concepts its vocabulary lacks: outcomes by ancestor would be missed in silence.
+
+    Raises:
+        InputError: over 0.1 % of a source's events (concept 0 not counted), unless args["allow_unknown_concepts"].
+    """
+    for found in unknown_of_cohort(connection, cohort_id):
+        if found.share <= MAX_UNKNOWN:
+            continue
+        counted = (
+            f"{found.unknown:,} of {found.events:,} events ({found.share:.1%}) of source {found.source!r} have "
+            "concepts that the vocabulary of this store lacks"
+        )
+        if not found.has_vocabulary:
+            work.log(f"{counted}: tasks see these concepts alone, without broader and narrower ones.")
+        elif work.args.get("allow_unknown_concepts"):
+            work.log(f"{counted}: outcomes among them may be missed (--allow-unknown-concepts).")
+        else:
+            raise InputError(
+                f"Expected at most {MAX_UNKNOWN:.1%} unknown concepts, but {counted}; run "
+                "`lachesis concepts --unknown` to see which, then `lachesis load vocabulary DIR` with a download that "
+                "has them, or label with --allow-unknown-concepts."
+            )
 
 
 def read_inputs(connection: Connection, cohort_name: str, task_set_name: str) -> Inputs:
@@ -128,8 +156,9 @@ def unchanged(connection: Connection, name: str, inputs: Inputs) -> dict[str, An
 
 INSERT = """
 INSERT INTO label.label_set (name, version, is_current, cohort_id, task_set_id, digest, data_digest, num_members,
-                             num_events, job_id)
-VALUES (:name, :version, true, :cohort, :tasks, '', :data_digest, :members, 0, :job_id) RETURNING label_set_id
+                             num_events, job_id, vocabulary_version)
+VALUES (:name, :version, true, :cohort, :tasks, '', :data_digest, :members, 0, :job_id,
+        (SELECT version FROM ops.vocabulary_release WHERE is_current)) RETURNING label_set_id
 """
 
 TTE_COLUMNS = (
