@@ -269,6 +269,10 @@ def conclude(job: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
                 from app.cli.loads import print_delivery
 
                 print_delivery(job["loads"])
+            if job["kind"] == "cohort" and not (job["result"] or {}).get("unchanged"):
+                from app.cli.cohorts import print_cohort
+
+                print_cohort(job["result"] or {})
             said = ending(job["kind"], job["result"] or {})
             print(f"{title(job)}: {said} (job {job['job_id']})", file=sys.stderr)
         return dict(job["result"] or {})

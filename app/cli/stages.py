@@ -28,6 +28,16 @@ def cohort(
     verdict: Annotated[
         str | None, typer.Option(help="Only scans of this verdict (ok); default all but unusable.")
     ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="CSV of scans: image_occurrence_id, series_uid, study_uid or person_id[,acquired_at][,split].",
+        ),
+    ] = None,
+    from_omop_cohort: Annotated[
+        str | None, typer.Option(help="SCHEMA.TABLE:ID: scans made while their person was in that OMOP cohort.")
+    ] = None,
     split_time: Annotated[str | None, typer.Option(help="Held out = scans from this day on, YYYY-MM-DD.")] = None,
     detach: Detach = False,
     inline: Inline = False,
@@ -39,6 +49,8 @@ def cohort(
     Examples:
       lachesis cohort chest
       lachesis cohort adults --min-age 18 --follow-up data_cut --data-cut 2026-10-31
+      lachesis cohort mine --from my_patients.csv
+      lachesis cohort embolism --from-omop-cohort results.cohort:17
     """
     args = {
         "name": name,
@@ -49,7 +61,11 @@ def cohort(
         "min_age": min_age,
         "verdict": verdict and one_of("--verdict", verdict, ("ok", "suspect", "unusable")),
         "split_time": iso_date("--split-time", split_time),
+        "from": existing(from_, "a CSV file of scans") if from_ else None,
+        "from_omop_cohort": from_omop_cohort,
     }
+    if from_ and from_omop_cohort:
+        raise InputError("Expected either --from or --from-omop-cohort, got both; give one of the two.")
     queue("cohort", args, name, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 
 

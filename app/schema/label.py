@@ -46,6 +46,12 @@ class Cohort(Base):
     is_current: Mapped[bool] = column("True for the version the name means", Boolean)
     definition: Mapped[dict[str, Any]] = column("Rule: follow_up, data_cut, per, where, salt, …", JSONB)
     attrition: Mapped[list[Any]] = column("Steps: [{step, scans, persons}]", JSONB)
+    follow_up_summary: Mapped[list[Any]] = column(
+        "Follow-up under each rule: [{rule, scans, persons, deaths, median_days, lower_days, upper_days, "
+        "reverse_km_median_days}]",
+        JSONB,
+        server_default=text("'[]'::jsonb"),
+    )
     follow_up: Mapped[str] = column("observation_period, last_event or data_cut", Text)
     data_cut: Mapped[dt.date | None] = column("Last day of the data, where known", Date)
     digest: Mapped[bytes] = column("sha256 of definition and members", LargeBinary)

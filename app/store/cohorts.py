@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
 from app.store import names, splits
+from app.store.cohort_lists import Listed, scans_of_file, scans_of_omop_cohort
+from app.store.follow_up import summarise
 from app.store.shifting import refuse_day
 from app.store.work import Work
 
@@ -30,6 +34,7 @@ WITH scan AS MATERIALIZED (
            p.person_id IS NOT NULL AS known,
            i.verdict = CAST(:verdict AS text)
                OR (CAST(:verdict AS text) IS NULL AND i.verdict <> 'unusable') AS usable,
+           CAST(:listed AS bigint[]) IS NULL OR i.image_occurrence_id = ANY (CAST(:listed AS bigint[])) AS listed,
            CAST(:ids AS bigint[]) IS NULL OR i.image_occurrence_id = ANY (CAST(:ids AS bigint[])) AS wanted,
            CAST(:min_age AS float8) IS NULL
                OR coalesce(i.acquired_at >= p.birth_time + :min_age * interval '1 year', false) AS old_enough,
@@ -43,7 +48,7 @@ WITH scan AS MATERIALIZED (
     LEFT JOIN ops.source s USING (source_id)
 ), member AS (
     SELECT DISTINCT ON (person_id, study) * FROM scan
-    WHERE known AND usable AND wanted AND old_enough
+    WHERE known AND usable AND listed AND wanted AND old_enough
     ORDER BY person_id, study, preference
 )
 """
@@ -67,9 +72,10 @@ PERIODS = """
 MEMBERS = f"""
 {SCANS}, period AS ({PERIODS}), last AS (
     SELECT person_id, (SELECT max(e.time) FROM omop.event e WHERE e.person_id = m.person_id) AS last_time
-    FROM (SELECT DISTINCT person_id FROM member WHERE CAST(:follow_up AS text) = 'last_event') m
+    FROM (SELECT DISTINCT person_id FROM member) m
 ), ends AS (
-    SELECT m.*, d.death_datetime AS death_time, least(d.death_datetime, c.cut_end) AS earliest,
+    SELECT m.*, o.period_end, last.last_time, c.cut_end, d.death_datetime AS death_time,
+           least(d.death_datetime, c.cut_end) AS earliest,
            CASE WHEN c.cut_end IS NOT NULL THEN least(d.death_datetime, c.cut_end) END AS data_cut_end,
            CASE CAST(:follow_up AS text) WHEN 'observation_period' THEN o.period_end
                                          WHEN 'last_event' THEN last.last_time
@@ -82,7 +88,7 @@ MEMBERS = f"""
 )
 SELECT person_id, image_occurrence_id, acquired_at AS index_time, date_only AS index_date_only,
        CASE WHEN rule_end IS NOT NULL THEN least(rule_end, earliest) END AS follow_up_end, data_cut_end, death_time,
-       data_cut, image_key, own_split
+       data_cut, image_key, own_split, earliest, period_end, last_time, cut_end
 FROM ends ORDER BY person_id, acquired_at, image_key, image_occurrence_id
 """
 
@@ -92,11 +98,12 @@ SELECT step, scans, persons FROM (
     SELECT 1 AS n, 'scans loaded' AS step, count(*) AS scans, count(DISTINCT person_id) AS persons FROM scan
     UNION ALL SELECT 2, 'of a known person', count(*), count(DISTINCT person_id) FROM scan WHERE known
     UNION ALL SELECT 3, 'of a wanted verdict', count(*), count(DISTINCT person_id) FROM scan WHERE known AND usable
-    UNION ALL SELECT 4, 'that meet --where', count(*), count(DISTINCT person_id) FROM scan
-              WHERE known AND usable AND wanted
-    UNION ALL SELECT 5, 'old enough', count(*), count(DISTINCT person_id) FROM scan
-              WHERE known AND usable AND wanted AND old_enough
-    UNION ALL SELECT 6, 'one a ' || CAST(:per AS text), count(*), count(DISTINCT person_id) FROM member
+    UNION ALL SELECT 4, 'in the list', count(*), count(DISTINCT person_id) FROM scan WHERE known AND usable AND listed
+    UNION ALL SELECT 5, 'that meet --where', count(*), count(DISTINCT person_id) FROM scan
+              WHERE known AND usable AND listed AND wanted
+    UNION ALL SELECT 6, 'old enough', count(*), count(DISTINCT person_id) FROM scan
+              WHERE known AND usable AND listed AND wanted AND old_enough
+    UNION ALL SELECT 7, 'one a ' || CAST(:per AS text), count(*), count(DISTINCT person_id) FROM member
 ) steps ORDER BY n
 """
 
@@ -116,7 +123,7 @@ def build(work: Work) -> dict[str, Any]:
     """Stage `cohort`: choose scans and store them as a version of `args["name"]`; the same again changes nothing.
 
     Raises:
-        InputError: `where` is no condition, or `follow_up` is data_cut and none is known.
+        InputError: `where` is no condition, a list cannot be used, or `follow_up` is data_cut and none is known.
     """
     args = work.args
     name = names.check_name("cohort", args.get("name"))
@@ -134,9 +141,15 @@ def build(work: Work) -> dict[str, Any]:
         connection = connection.execution_options(isolation_level="REPEATABLE READ")
         if rule["data_cut"]:
             refuse_day(connection, "--data-cut")
-        members, attrition, sharing = choose(connection, rule)
+        listed = read_list(connection, args)
+        members, attrition, sharing = choose(connection, rule, listed)
         connection.rollback()
     work.check()
+    if listed is not None:
+        rule["from"] = listed.definition
+        say_unmatched(work, listed)
+        for member in members:
+            member["own_split"] = listed.splits.get(member["person_id"], member["own_split"])
     rule["split"] = sharing.definition()
     give_splits(members, sharing, rule)
     for member in members:
@@ -145,14 +158,42 @@ def build(work: Work) -> dict[str, Any]:
     attrition.append(step("eligible", eligible))
     if not eligible:
         work.log("The cohort has no eligible member; `lachesis show cohort` tells at which step scans were left out.")
+    follow_up = summarise(members)
     with work.transaction() as connection:
-        result = store(connection, name, rule, members, attrition, work.job_id)
+        result = store(connection, name, rule, members, attrition, follow_up, work.job_id)
+    if listed is not None:
+        result |= {"rows_listed": listed.rows, "rows_unmatched": len(listed.unmatched)}
     return result | {
+        "attrition": attrition,
+        "follow_up": follow_up,
         "members": len(members),
         "persons": len({m["person_id"] for m in members}),
         "eligible": len(eligible),
         "splits": {s: sum(m["split"] == s for m in members) for s in ("train", "tuning", "held_out")},
     }
+
+
+def read_list(connection: Connection, args: Mapping[str, Any]) -> Listed | None:
+    """The scans that `from` or `from_omop_cohort` names; None where neither is given. Raises InputError."""
+    file, omop_cohort = args.get("from"), args.get("from_omop_cohort")
+    if file and omop_cohort:
+        raise InputError("Expected either --from or --from-omop-cohort, got both; give one of the two.")
+    if file:
+        listed = scans_of_file(connection, Path(file))
+    elif omop_cohort:
+        listed = scans_of_omop_cohort(connection, str(omop_cohort))
+    else:
+        return None
+    if listed.splits and args.get("split_time"):
+        raise InputError("Expected either --split-time or a split in the list, got both; drop one of the two.")
+    return listed
+
+
+def say_unmatched(work: Work, listed: Listed) -> None:
+    """Name the first lines that name no scan; never what stands in them."""
+    if listed.unmatched:
+        shown = ", ".join(map(str, listed.unmatched[:10])) + (", …" if len(listed.unmatched) > 10 else "")
+        work.log(f"{len(listed.unmatched):,} of {listed.rows:,} rows of the list name no scan of the store: {shown}.")
 
 
 def step(name: str, members: list[dict[str, Any]]) -> dict[str, Any]:
@@ -161,7 +202,7 @@ def step(name: str, members: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def choose(
-    connection: Connection, rule: dict[str, Any]
+    connection: Connection, rule: dict[str, Any], listed: Listed | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], splits.Sharing]:
     """Members without their splits, attrition, and who shares scans; reads only."""
     from sqlalchemy import text
@@ -169,8 +210,9 @@ def choose(
     connection.execute(text("SET TRANSACTION READ ONLY"))
     values = {key: rule[key] for key in ("verdict", "min_age", "per", "data_cut")}
     values["ids"] = scans_where(connection, rule["where"]) if rule["where"] else None
+    values["listed"] = None if listed is None else listed.scans
     attrition = [dict(row) for row in connection.execute(text(ATTRITION), values).mappings()]
-    kept = {"that meet --where": rule["where"], "old enough": rule["min_age"]}
+    kept = {"in the list": listed, "that meet --where": rule["where"], "old enough": rule["min_age"]}
     attrition = [row for row in attrition if kept.get(row["step"], True) is not None]
     rows = connection.execute(text(MEMBERS), values | {"follow_up": rule["follow_up"]}).mappings()
     members = [dict(row) for row in rows]
@@ -251,6 +293,7 @@ def store(
     rule: dict[str, Any],
     members: list[dict[str, Any]],
     attrition: list[dict[str, Any]],
+    follow_up: list[dict[str, Any]],
     job_id: int | None,
 ) -> dict[str, Any]:
     """Write a version of a cohort, unless the current one is the same already."""
@@ -269,6 +312,7 @@ def store(
         "version": names.move(connection, "cohort", name),
         "definition": json.dumps(rule),
         "attrition": json.dumps(attrition),
+        "follow_up_summary": json.dumps(follow_up),
         "follow_up": rule["follow_up"],
         "data_cut": cuts.pop() if len(cuts) == 1 else rule["data_cut"],
         "digest": digest,
@@ -276,9 +320,10 @@ def store(
     }
     cohort_id = connection.execute(
         text(
-            "INSERT INTO label.cohort (name, version, is_current, definition, attrition, follow_up, data_cut, digest, "
-            "job_id) VALUES (:name, :version, true, CAST(:definition AS jsonb), CAST(:attrition AS jsonb), :follow_up, "
-            ":data_cut, :digest, :job_id) RETURNING cohort_id"
+            "INSERT INTO label.cohort (name, version, is_current, definition, attrition, follow_up_summary, "
+            "follow_up, data_cut, digest, job_id) VALUES (:name, :version, true, CAST(:definition AS jsonb), "
+            "CAST(:attrition AS jsonb), CAST(:follow_up_summary AS jsonb), :follow_up, :data_cut, :digest, :job_id) "
+            "RETURNING cohort_id"
         ),
         row,
     ).scalar_one()

@@ -172,6 +172,18 @@ WHERE c.name = :name AND c.is_current ORDER BY s.n
 """,
         ),
         (
+            "follow-up by rule, days",
+            """
+SELECT s.value ->> 'rule' AS rule, s.value ->> 'rule' = c.follow_up AS used, (s.value ->> 'scans')::int AS scans,
+       (s.value ->> 'persons')::int AS persons, (s.value ->> 'deaths')::int AS deaths,
+       (s.value ->> 'median_days')::float8 AS median, (s.value ->> 'lower_days')::float8 AS lower_quartile,
+       (s.value ->> 'upper_days')::float8 AS upper_quartile,
+       (s.value ->> 'reverse_km_median_days')::float8 AS reverse_km_median
+FROM label.cohort c, jsonb_array_elements(c.follow_up_summary) WITH ORDINALITY s(value, n)
+WHERE c.name = :name AND c.is_current ORDER BY s.n
+""",
+        ),
+        (
             "splits",
             """
 SELECT m.split, count(*) AS scans, count(DISTINCT m.person_id) AS persons,
