@@ -191,6 +191,49 @@ def key_file(path: Path | None) -> str | None:
     return str(path.absolute())
 
 
+@load.command("inspect")
+def load_inspect(
+    path: Annotated[Path, typer.Argument(help="Folder of the release: splits, labels, study mapping, CTPA/.")],
+    ehr: Annotated[
+        Path | None, typer.Option(help="Folder of the record's OMOP tables, where it is not below PATH.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the volumes, where it is not CTPA below PATH.")] = None,
+    source: Source = None,
+    tte_unit: Annotated[
+        str | None, typer.Option(help="Unit of the released tte_*: seconds, minutes, hours or days; else found out.")
+    ] = None,
+    max_rejects: Annotated[
+        float, typer.Option(help="Largest share of rejected rows of an event table.", min=0, max=1)
+    ] = 0.05,
+    allow_shrink: Annotated[
+        bool, typer.Option("--allow-shrink", help="Publish although over 5 % of rows or persons vanish.")
+    ] = False,
+    data_cut: Annotated[str | None, typer.Option(help="Last day of the data, YYYY-MM-DD.")] = None,
+    detach: Detach = False,
+    inline: Inline = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Load Stanford's INSPECT as it is released: record, CT volumes' headers, splits and labels.
+
+    Examples:
+      lachesis load inspect /data/inspect
+      lachesis load inspect /data/aimi --ehr /data/redivis/inspect_ehr --images /nfs/CTPA
+    """
+    args: dict[str, Any] = {
+        "what": "inspect",
+        "path": existing(path, "the folder of the release"),
+        "ehr": existing(ehr, "a folder of OMOP files") if ehr else None,
+        "images": existing(images, "a folder of volumes") if images else None,
+        "source": source or "inspect",
+        "tte_unit": one_of("--tte-unit", tte_unit, ("seconds", "minutes", "hours", "days")) if tte_unit else None,
+        "max_rejects": max_rejects,
+        "allow_shrink": allow_shrink,
+        "data_cut": iso_date("--data-cut", data_cut),
+    }
+    queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+
+
 def root_option(value: str | None) -> dict[str, str] | None:
     """`NAME=DIR` or `DIR` as {name: absolute folder}."""
     if value is None:

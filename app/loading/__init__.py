@@ -1,4 +1,9 @@
 """Loaders: what comes from outside, checked and written; each is a module with a function `load(work) -> dict`."""
 
-LOADERS = {"omop": "app.loading.omop", "images": "app.loading.images", "vocabulary": "app.loading.vocabulary"}
+LOADERS = {
+    "omop": "app.loading.omop",
+    "images": "app.loading.images",
+    "vocabulary": "app.loading.vocabulary",
+    "inspect": "app.loading.inspect",
+}
 """What is loaded → the module that loads it, imported when it first runs."""

@@ -78,6 +78,13 @@ REJECTS: Mapping[str, Explained] = {
     "duplicate_record": Explained(
         "a scan that an earlier record names", "Nothing is lost; leave the record out if you like."
     ),
+    "unknown_split": Explained("a split of another name", "Name splits train, valid or test."),
+    "conflicting_split": Explained(
+        "a person in several splits", "Put each person into one split; until then the person is split by hash."
+    ),
+    "unknown_study": Explained(
+        "a study that the mapping does not hold", "Deliver the mapping of the same release as the labels."
+    ),
 }
 """Rule → why a row is not loaded."""
 
@@ -115,6 +122,9 @@ FLAGS: Mapping[str, Explained] = {
     "outside_observation_period": Explained(
         "an event in none of the person's periods",
         "Check how periods were made: follow-up ends with the period that holds the index.",
+    ),
+    "unparsable_label": Explained(
+        "a label that is neither TRUE, FALSE, CENSORED nor a time", "Give the label file as it was released."
     ),
     "not_ct": Explained("another modality than CT", "Leave the series out of the manifest."),
     "localizer": Explained("a scout view", "Leave the series out of the manifest."),

@@ -261,3 +261,35 @@ class Feature(Base):
     )
     name: Mapped[str] = column("Feature", Text, primary_key=True)
     value: Mapped[float | None] = column("Value", REAL)
+
+
+class ReleasedLabel(Base):
+    """A label that came with an extract."""
+
+    __tablename__ = "released_label"
+    __table_args__ = (
+        CheckConstraint("kind IN ('tte', 'horizon', 'diagnosis')", name="kind"),
+        CheckConstraint("status IN ('event', 'negative', 'censored')", name="status"),
+        Index(None, "image_occurrence_id", "task"),
+        Index(None, "person_id"),
+        Index(None, "load_id"),
+        {
+            "schema": "label",
+            "comment": "Labels as an extract releases them, to compare with ours; never used for training.",
+        },
+    )
+
+    released_label_id: Mapped[int] = column("Key", BigInteger, Identity(), primary_key=True)
+    impression_id: Mapped[str] = column("The study, as the extract names it", Text)
+    person_id: Mapped[int] = column("Whose study", BigInteger)
+    image_occurrence_id: Mapped[int | None] = column(
+        "Its scan; null where no volume is loaded",
+        ForeignKey("omop.image_occurrence.image_occurrence_id", ondelete="SET NULL"),
+    )
+    task: Mapped[str] = column("Task, by its name here where there is one", Text)
+    kind: Mapped[str] = column("tte (time to event), horizon (event by a horizon) or diagnosis (at the study)", Text)
+    horizon_days: Mapped[int | None] = column("Horizon, where the label has one", Integer)
+    status: Mapped[str] = column("event, negative or censored", Text)
+    released_time: Mapped[float | None] = column("Time from the study, in the unit of the release", Float)
+    time_days: Mapped[float | None] = column("The same in days; null where the unit is not known", Float)
+    load_id: Mapped[int] = column("The load that brought this row", ForeignKey("ops.load.load_id"))
