@@ -101,6 +101,11 @@ def load(work: Work) -> dict[str, Any]:
     options = Options.of(work.args)
     sheets = read_sheets(options.path)
     found = studies(sheets["study_mapping"])
+    if not found:
+        raise InputError(
+            f"Expected studies in {sheets['study_mapping'].file.name}, found none that can be read; "
+            "give the file as it was released."
+        )
     record = load_record(work, options)
     scans = load_scans(work, options, sheets, found)
     return finish(work, options, sheets, found, record, scans)
@@ -318,7 +323,7 @@ def _result(
     count = Counter(splits.values())
     said = [
         f"record: {record['summary']}" if record else f"record: as source {options.source} shows it",
-        f"scans: {scans['summary']} of {len(found):,} studies" if scans else "scans: no folder CTPA, none loaded",
+        f"of {len(found):,} studies {scans['summary']}" if scans else "scans: no folder CTPA, none loaded",
         f"splits of {len(splits):,} persons: "
         + ", ".join(f"{count[name]:,} {name}" for name in ("train", "tuning", "held_out")),
         f"{len(judged.labels):,} released labels of {judged.num_studies:,} studies",

@@ -113,8 +113,9 @@ class Unit:
         if self.is_given:
             return f"tte_* is read as {self.name}, as --tte-unit says{self._beside()}"
         if self.name is None:
-            why = f"only {self.studies} censored studies can" if self.studies < FEWEST else "no unit makes them"
-            return f"the unit of tte_* cannot be told, because {why} agree with the record; say --tte-unit"
+            few = f"only {self.studies} censored studies can be compared with the record"
+            why = few if self.studies < FEWEST else "none of its censored times agree with the record"
+            return f"the unit of tte_* cannot be told, because {why}; say --tte-unit"
         return f"tte_* is in {self.name}{self._beside()}"
 
     def _beside(self) -> str:

@@ -82,9 +82,7 @@ def release(folder: Path, *, persons: int = 12, unit_seconds: float = 60, seed: 
     write_nifti(folder / "CTPA" / f"PE{WITHOUT_RECORD}.nii.gz")
     for rows in (mapping, labels, splits, series):
         rng.shuffle(rows)
-    mapped = (
-        "impression_id person_id image_id note_id procedure_occurrence_id procedure_DATETIME note_DATETIME provenance"
-    )
+    mapped = "impression_id person_id image_id note_id procedure_occurrence_id procedure_DATETIME note_DATETIME"
     described = "image_id Manufacturer num_slices SliceThickness"
     tables: dict[str, Sequence[str]] = {
         "splits_20250611.tsv": ["impression_id\tperson_id\tsplit", *splits],
