@@ -210,7 +210,7 @@ ROW_CHECKS: tuple[RowCheck, ...] = (
         "(PARTITION BY g.domain ORDER BY g.month ROWS BETWEEN 12 PRECEDING AND 1 PRECEDING) AS usual "
         "FROM (SELECT domain, max(month) AS last, generate_series(min(month), max(month), interval '1 month') "
         "AS month FROM ({monthly}) a GROUP BY domain) g LEFT JOIN ({monthly}) m USING (domain, month)) f "
-        "WHERE f.usual >= 50 AND f.events < 0.25 * f.usual AND f.month < f.last",
+        "WHERE f.usual >= 100 AND f.events < 0.25 * f.usual AND f.month < f.last",
         total="SELECT count(*) FROM ({monthly}) m",
         why="An outage of a feed looks like health: outcomes are missed, persons look censored.",
         mend="Ask the source for the missing months; else end the data before them with --data-cut.",
