@@ -1,6 +1,6 @@
 """Labels that an extract releases, kept beside ours.
 
-Revision 0010, after 0009.
+Revision 0011, after 0010.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 import sqlalchemy as sa
 from alembic import context, op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
