@@ -181,6 +181,27 @@ def load_key(
     typer.echo(f"{file}: key {made.key_id}")
 
 
+@load.command("queries")
+def load_queries(
+    dialect: Annotated[str, typer.Argument(help="postgres, duckdb, sqlserver, oracle, snowflake or bigquery.")],
+    cdm_schema: Annotated[str, typer.Option(help="Schema (BigQuery: project.dataset) of the CDM's tables.")] = "cdm",
+    vocabulary_schema: Annotated[
+        str | None, typer.Option(help="Schema of concept and its like; default the CDM's.")
+    ] = None,
+    cdm_version: Annotated[str, typer.Option(help="5.3 or 5.4.")] = "5.4",
+) -> None:
+    """Print a script that exports a CDM as files that `load omop` reads: the columns it loads, as of one moment.
+
+    Examples:
+      lachesis load queries sqlserver --cdm-schema cdm_54.dbo > export.sh
+      lachesis load queries postgres --cdm-schema cdm --vocabulary-schema vocab > export.sql
+    """
+    from app.loading.queries import Export, script
+
+    schemas = {"cdm_schema": cdm_schema, "vocabulary_schema": vocabulary_schema or cdm_schema}
+    typer.echo(script(dialect, Export(**schemas, version=cdm_version)), nl=False)
+
+
 def key_file(path: Path | None) -> str | None:
     """The absolute path of a key file, whose key can be read here."""
     from app.loading.shift import read_key

@@ -273,3 +273,27 @@ def required_columns(table: str) -> tuple[tuple[str, ...], ...]:
         columns = "observation_period_id person_id observation_period_start_date observation_period_end_date"
         return tuple((name,) for name in columns.split())
     return (("cdm_source_name",),)
+
+
+_PERSON = (
+    "person_id gender_concept_id year_of_birth month_of_birth day_of_birth birth_datetime race_concept_id "
+    "ethnicity_concept_id person_source_value"
+)
+
+
+def used_columns(table: str) -> tuple[str, ...]:
+    """The columns of a table that are loaded, of all versions of the CDM."""
+    if table in VOCABULARY:
+        return tuple(name for name, _ in VOCABULARY[table].columns)
+    if table in EVENTS:
+        t = EVENTS[table]
+        columns = [t.key, "person_id", t.concept, t.source_concept, t.date, t.datetime, t.end_date, t.end_datetime]
+        columns += [t.number, t.value_concept, t.unit, t.visit]
+        if table == "visit_occurrence":
+            columns += ["discharged_to_concept_id", "discharge_to_concept_id", "preceding_visit_occurrence_id"]
+        return tuple(dict.fromkeys(column for column in columns if column))
+    if table == "person":
+        return tuple(_PERSON.split())
+    if table == "observation_period":
+        return tuple(name for (name,) in required_columns(table))
+    return ("cdm_source_name", "cdm_holder", "cdm_version", "vocabulary_version", "source_release_date")

@@ -7,7 +7,6 @@ is stopped leaves its rejects in `ops.reject`, readable by its job, and nothing 
 from __future__ import annotations
 
 import datetime as dt
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
 from app.loading import context
-from app.loading.cdm import COLUMNS, EVENTS, VOCABULARY
+from app.loading.cdm import COLUMNS, EVENTS, VOCABULARY, used_columns
 from app.loading.database import Database, clean_address, read_database
 from app.loading.decode import Decoder, examine, open_decoder
 from app.loading.extract import Extract, TableFile, read_extract
@@ -126,7 +125,7 @@ def _load(work: Work, options: Options, folder: Path) -> dict[str, Any]:
     if isinstance(options.path, Database):
         spool = folder / "spool"
         spool.mkdir(mode=0o700)
-        extract = read_database(work, options.path, spool, {table: _used(table, options) for table in COLUMNS})
+        extract = read_database(work, options.path, spool, {table: frozenset(used_columns(table)) for table in COLUMNS})
     else:
         extract = read_extract(options.path, options.delimiter)
     examined = _examine(extract, work.check)
@@ -180,11 +179,6 @@ def _plan(table: str, options: Options) -> Plan:
     if table in VOCABULARY:
         return vocabulary_plan(VOCABULARY[table])
     return {"person": person_plan, "observation_period": period_plan, "cdm_source": source_plan}[table]()
-
-
-def _used(table: str, options: Options) -> frozenset[str]:
-    """The columns of a table that are loaded."""
-    return COLUMNS[table] & frozenset(re.findall(r"\w+", _plan(table, options).query))
 
 
 def _judge(
