@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 QUEUE_OF = {
     "load": "load",
+    "forget": "load",
     "cohort": "label",
     "tasks": "label",
     "label": "label",

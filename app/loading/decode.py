@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MEMORY_LIMIT = "2GB"
 
 MACROS = r"""
+CREATE TABLE forgotten_person (person_id BIGINT);
 CREATE MACRO blank(x) AS CASE WHEN x IN ('', '\N', 'NULL', 'null') THEN NULL ELSE x END;
 CREATE MACRO strict_int(x) AS
     CASE WHEN CAST(TRY_CAST(x AS BIGINT) AS VARCHAR) = x THEN TRY_CAST(x AS BIGINT) END;
@@ -45,7 +46,9 @@ CREATE MACRO is_midnight(t) AS t = date_trunc('day', t);
 CREATE MACRO end_of_day(t) AS date_trunc('day', t) + INTERVAL 86399 SECOND;
 CREATE MACRO number(x) AS CASE WHEN isfinite(TRY_CAST(x AS FLOAT)) THEN TRY_CAST(x AS FLOAT) END;
 """
-"""How text becomes values. Times lose their zone and keep their wall clock: naive local time, as OMOP has it."""
+"""Whom to leave out (see `forgotten`), and how text becomes values.
+
+Times lose their zone and keep their wall clock: naive local time, as OMOP has it."""
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from app.loading.images_header import Acquired, Header, Unreadable
 from app.loading.images_manifest import HOST_ROOT, Entry, Manifest, Refusal, match_folder, read_manifest
 from app.loading.images_nifti import is_nifti, read_nifti
 from app.loading.shift import Shift, asked
+from app.store.forgetting import RULE, Memory, read_memory
 from app.store.loads import (
     FileRecord,
     LoadRow,
@@ -200,8 +201,9 @@ def resolve(
     scans: dict[tuple[int, Any, str], Scan] = {}
     with work.connect() as connection:
         known = _known_persons(connection, request, manifest.entries, headers)
+        memory = read_memory(connection, work.settings)
     for entry in manifest.entries:
-        scan = _scan(request, entry, headers[request.locate(entry)], known)
+        scan = _scan(request, entry, headers[request.locate(entry)], known, memory)
         if isinstance(scan, Scan) and scan.key in scans:
             scan = Refusal(entry.record, None, "duplicate_record")
         if isinstance(scan, Refusal):
@@ -211,12 +213,14 @@ def resolve(
     return list(scans.values()), sorted(refusals, key=lambda refusal: refusal.record)
 
 
-def _scan(request: Request, entry: Entry, found: Found, known: set[int]) -> Scan | Refusal:
+def _scan(request: Request, entry: Entry, found: Found, known: set[int], memory: Memory) -> Scan | Refusal:
     if isinstance(found, str):
         return Refusal(entry.record, "path", found)
     person_id = _person(request, entry, found)
     if person_id is None:
         return Refusal(entry.record, "person_id", "no_person_in_header")
+    if memory.has_person(person_id):
+        return Refusal(entry.record, "person_id", RULE)
     if person_id not in known:
         return Refusal(entry.record, "person_id", "unknown_person")
     when = entry.acquired if entry.acquired and entry.acquired.source == "manifest" else None

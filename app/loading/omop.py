@@ -19,11 +19,13 @@ from app.loading.cdm import COLUMNS, EVENTS, VOCABULARY, used_columns
 from app.loading.database import Database, clean_address, read_database
 from app.loading.decode import Decoder, examine, open_decoder
 from app.loading.extract import Extract, TableFile, read_extract
+from app.loading.forgotten import note
 from app.loading.parse import Plan, event_plan, period_plan, person_plan, source_plan, vocabulary_plan
 from app.loading.publish import Delivery, publish
 from app.loading.shift import EVENT_TIMES, PERIOD_DAYS, PERSON_TIMES, Shift, asked, end_at
 from app.loading.validate import Judged, flag, judge, make_life, one
 from app.loading.vocabulary_complete import know
+from app.store.forgetting import read_memory
 from app.store.loads import (
     FileRecord,
     Published,
@@ -194,11 +196,15 @@ def _judge(
     total = sum(record.records for files in examined.values() for _, record, _ in files)
     done = 0
     judged: dict[str, Judged] = {}
+    with work.connect() as store:
+        memory = read_memory(store, work.settings)
     for table in sorted(examined, key=lambda name: (name != "person", name not in VOCABULARY, name)):
         work.progress(done, total, "rows", f"reading {table}")
         plan = _plan(table, options)
         decoded = decoder.table(f"t_{table}", examined[table], plan.query)
         of_persons = table in EVENTS or table == "observation_period"
+        if of_persons or table == "person":
+            note(connection, table, memory)
         judged[table] = judge(connection, table, decoded, plan, persons=of_persons)
         done += decoded.num_read
     work.progress(done, total, "rows", "checking")

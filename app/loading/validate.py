@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from app.loading.cdm import EVENTS, VOCABULARY
 from app.loading.decode import Decoded, query_batches
 from app.loading.parse import Plan
+from app.store.forgetting import RULE as FORGOTTEN
 from app.store.loads import Reject
 
 if TYPE_CHECKING:
@@ -23,10 +24,12 @@ UNKNOWN_PERSON = "unknown_person"
 DUPLICATE_KEY = "duplicate_key"
 DUPLICATE_ROW = "duplicate_row"
 
-LATER = (UNKNOWN_PERSON, DUPLICATE_KEY, DUPLICATE_ROW)
+OF_FORGOTTEN = "EXISTS (FROM forgotten_person f WHERE f.person_id = t.person_id)"
+
+LATER = (UNKNOWN_PERSON, DUPLICATE_KEY, DUPLICATE_ROW, FORGOTTEN)
 """Rules that need more than the row itself; their codes follow those of the plan."""
-HARMLESS = frozenset({DUPLICATE_ROW})
-"""Rules that do not count at the gate: the copy of a row that is loaded loses nothing."""
+HARMLESS = frozenset({DUPLICATE_ROW, FORGOTTEN})
+"""Rules that do not count at the gate: nothing is lost that should be there."""
 
 BEST_FIRST = {
     "death": "time",
@@ -99,13 +102,23 @@ def judge(connection: duckdb.DuckDBPyConnection, table: str, decoded: Decoded, p
         f"CREATE TABLE r_{table} AS SELECT rowid AS row, CAST(bad AS INTEGER) AS code, {key} AS key FROM t_{table} "
         "WHERE bad IS NOT NULL"
     )
+    if persons or table == "person":
+        connection.execute(
+            f"INSERT INTO r_{table} SELECT rowid, {base + LATER.index(FORGOTTEN)}, NULL FROM t_{table} t "
+            f"WHERE bad IS NULL AND {OF_FORGOTTEN}"
+        )
     if persons:
         connection.execute(
             f"INSERT INTO r_{table} SELECT rowid, {base}, {key} FROM t_{table} t WHERE bad IS NULL "
             "AND NOT EXISTS (FROM t_person p WHERE p.person_id = t.person_id)"
+            f" AND NOT {OF_FORGOTTEN}"
         )
     if table != "cdm_source":
         _reject_duplicates(connection, table, base, key)
+    if persons or table == "person":  # the key of a death is its person
+        connection.execute(
+            f"UPDATE r_{table} SET key = NULL WHERE row IN (SELECT rowid FROM t_{table} t WHERE {OF_FORGOTTEN})"
+        )
     by_rule: dict[str, int] = {}
     for code, count in connection.execute(f"SELECT code, count(*) FROM r_{table} GROUP BY 1 ORDER BY 1").fetchall():
         by_rule[rules[code][0]] = by_rule.get(rules[code][0], 0) + count
@@ -123,7 +136,7 @@ def _keys(table: str) -> Sequence[str]:
 
 
 def _column(table: str, rule: str) -> str | None:
-    if rule == UNKNOWN_PERSON:
+    if rule in (UNKNOWN_PERSON, FORGOTTEN):
         return "person_id"
     if table in VOCABULARY:
         return VOCABULARY[table].key[0]

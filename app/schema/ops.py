@@ -348,3 +348,34 @@ class DataCheck(Base):
     fail_above: Mapped[float | None] = column("A larger share is a failure; null: never one", Float)
     status: Mapped[str] = column("pass, warn, fail or not_applicable", Text)
     list_sql: Mapped[str] = column("Statement that lists the rows that break it", Text)
+
+
+class Forgotten(Base):
+    """Someone never to load again."""
+
+    __tablename__ = "forgotten"
+    __table_args__ = {
+        "schema": "ops",
+        "comment": "Persons who were forgotten, as tokens that only the home's secret can make: loads leave them out.",
+    }
+
+    token: Mapped[bytes] = column("HMAC-SHA256 of an id or a source value", LargeBinary, primary_key=True)
+    key_id: Mapped[str] = column("Which secret: first digits of a digest of it", Text)
+    job_id: Mapped[int | None] = column("The job that forgot them", BigInteger)
+    forgotten_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
+
+
+class ForgottenFile(Base):
+    """A file that is still to go."""
+
+    __tablename__ = "forgotten_file"
+    __table_args__ = (
+        CheckConstraint("kind IN ('artifact', 'volume')", name="kind"),
+        {
+            "schema": "ops",
+            "comment": "Files of forgotten persons that are still to be deleted; empty but while a job does it.",
+        },
+    )
+
+    kind: Mapped[str] = column("artifact or volume", Text, primary_key=True)
+    name: Mapped[str] = column("Path among the artifacts, or digest of the voxels", Text, primary_key=True)

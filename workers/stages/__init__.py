@@ -13,6 +13,7 @@ Stage = Callable[[Work], dict[str, Any]]
 
 STAGES: dict[str, str] = {
     "load": "workers.stages.load",
+    "forget": "workers.stages.forget",
     "cohort": "app.store.cohorts:build",
     "tasks": "app.store.tasks:build",
     "label": "workers.stages.label",
