@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 DAY = 86_400
 NEVER = np.iinfo(np.int64).max
-PRIOR_FLAG, VISIT_FLAG = 1, 2
+PRIOR_FLAG, VISIT_FLAG, EVENT_FLAG = 1, 2, 4
 EVENT, COMPETING, CENSORED, PRIOR, INELIGIBLE = range(5)
 
 # Columns of the rule table (G, 9), the member table (N, 10) and the clock table (N, R, 2); all int64.
@@ -68,32 +68,21 @@ def day_of(second: int) -> int:
 
 
 @compiled
-def group_events(
+def match_events(
+    times: NDArray[np.int64],
     concepts: NDArray[np.int32],
     lookup: NDArray[np.int32],
-    touched: NDArray[np.int32],
-    head: NDArray[np.int64],
-    tail: NDArray[np.int64],
-    following: NDArray[np.int64],
+    row_at: NDArray[np.int32],
+    when: NDArray[np.int64],
 ) -> int:
-    """Chain a person's events by concept, in their order: `head` of each concept's row, then `following`.
-
-    The number of rows touched, whose heads are set (all heads are -1 before).
-    """
-    used = 0
+    """A person's events that a task wants: rows of their concepts and their coded times; how many they are."""
+    found = 0
     for j in range(len(concepts)):
         row = look_up(concepts[j], lookup)
-        if row < 0:
-            continue
-        following[j] = -1
-        if head[row] < 0:
-            head[row] = j
-            touched[used] = row
-            used += 1
-        else:
-            following[tail[row]] = j
-        tail[row] = j
-    return used
+        if row >= 0:
+            row_at[found], when[found] = row, times[j]
+            found += 1
+    return found
 
 
 @compiled
@@ -127,61 +116,113 @@ def apply_rules(
 
 
 @compiled
-def read_chain(
-    first: int,
-    following: NDArray[np.int64],
-    times: NDArray[np.int64],
-    rule: NDArray[np.int64],
+def read_events(
+    row_at: NDArray[np.int32],
+    when: NDArray[np.int64],
+    row_slots: NDArray[np.int32],
+    slot_rule: NDArray[np.int16],
+    rules: NDArray[np.int64],
     here: NDArray[np.int64],
     member: NDArray[np.int64],
-) -> tuple[int, int]:
-    """Earliest outcome among one concept's events under one rule (NEVER: none), and flags of history and visit."""
-    index, opens, last = member[INDEX], here[OPENS], here[LAST]
-    index_day, visit_last_day = day_of(index), day_of(member[VISIT_TO])
-    best, flags, j = NEVER, 0, first
-    while j >= 0:
-        second, date_only = times[j] >> 1, times[j] & 1
-        if second >= member[VISIT_FROM] and (
-            second <= member[VISIT_TO] or (date_only == 1 and day_of(second) == visit_last_day)
-        ):
-            flags |= VISIT_FLAG
-        same_day = date_only == 1 and day_of(second) == index_day and rule[SAME_DAY_AFTER] == 0
-        if second <= opens or same_day:
-            if second >= index - rule[LOOK_BACK]:
-                flags |= PRIOR_FLAG
-        elif second <= last and second < best:
-            best = second
-        j = following[j]
-    return best, flags
+    best: NDArray[np.int64],
+    state: NDArray[np.uint8],
+    touched: NDArray[np.int32],
+) -> int:
+    """Earliest outcome and flags of each slot (a concept under one rule) at one member; how many slots are touched.
+
+    `best` (S,) is NEVER and `state` (S,) zero before; the slots that were touched are the first of `touched`.
+    """
+    index = member[INDEX]
+    day_from = day_of(index) * DAY
+    visit_from, visit_to = member[VISIT_FROM], member[VISIT_TO]
+    visit_day_to = day_of(visit_to) * DAY + DAY - 1
+    used, loaded = 0, -1
+    opens, last, history_from, same_day_is_history = index, index, index, False
+    for j in range(len(row_at)):
+        row, second, date_only = row_at[j], when[j] >> 1, when[j] & 1
+        seen = np.uint8(0)
+        if second >= visit_from and (second <= visit_to or (date_only == 1 and second <= visit_day_to)):
+            seen = np.uint8(VISIT_FLAG)
+        on_index_day = date_only == 1 and day_from <= second < day_from + DAY
+        for slot in range(row_slots[row], row_slots[row + 1]):
+            g, flag = slot_rule[slot], seen
+            if g != loaded:  # most sets have one rule: its values stay in registers
+                opens, last, history_from = here[g, OPENS], here[g, LAST], index - rules[g, LOOK_BACK]
+                same_day_is_history, loaded = rules[g, SAME_DAY_AFTER] == 0, g
+            if second <= opens or (on_index_day and same_day_is_history):
+                if second >= history_from:
+                    flag |= np.uint8(PRIOR_FLAG)
+            elif second <= last:
+                flag |= np.uint8(EVENT_FLAG)
+                if second < best[slot]:
+                    best[slot] = second
+            before = state[slot]
+            if flag & ~before:
+                if before == 0:
+                    touched[used] = slot
+                    used += 1
+                state[slot] = before | flag
+    return used
 
 
 @compiled
 def gather(
     touched: NDArray[np.int32],
-    head: NDArray[np.int64],
-    following: NDArray[np.int64],
-    times: NDArray[np.int64],
-    ptr: NDArray[np.int64],
+    slot_ptr: NDArray[np.int64],
     tasks: NDArray[np.int16],
-    rule_of: NDArray[np.int16],
-    rules: NDArray[np.int64],
-    here: NDArray[np.int64],
-    member: NDArray[np.int64],
+    best: NDArray[np.int64],
+    state: NDArray[np.uint8],
     first: NDArray[np.int64],
     flags: NDArray[np.uint8],
 ) -> None:
-    """Each task's first outcome (K,) and flags (K,) at one member; a concept's tasks of one rule follow each other."""
-    for row in touched:
-        before, best, flag = -1, NEVER, 0
-        for q in range(ptr[row], ptr[row + 1]):
+    """Each task's first outcome (K,) and flags (K,) at one member; its slots are left as they were found."""
+    for slot in touched:
+        second, flag = best[slot], state[slot]
+        for q in range(slot_ptr[slot], slot_ptr[slot + 1]):
             k = tasks[q]
-            g = rule_of[k]
-            if g != before:
-                best, flag = read_chain(head[row], following, times, rules[g], here[g], member)
-                before = g
-            if best < first[k]:
-                first[k] = best
             flags[k] |= flag
+            if second < first[k]:
+                first[k] = second
+        best[slot], state[slot] = NEVER, 0
+
+
+@compiled
+def is_plain(n: int, members: NDArray[np.int64], rules: NDArray[np.int64], here: NDArray[np.int64]) -> bool:
+    """Whether tasks that no event touches are alike but for their rule: a person's only member, usual windows."""
+    member = members[n]
+    if n > 0 and members[n - 1, PERSON_ROW] == member[PERSON_ROW]:
+        return False
+    if n + 1 < len(members) and members[n + 1, PERSON_ROW] == member[PERSON_ROW]:
+        return False
+    for g in range(len(rules)):
+        barred = here[g, BARRED] == 1 and member[ELIGIBLE] == 1
+        if barred or here[g, OPENS] != member[INDEX] + rules[g, START]:
+            return False
+    return True
+
+
+@compiled
+def count_untouched(member: NDArray[np.int64], here: NDArray[np.int64], alike: NDArray[np.int64]) -> None:
+    """Count all tasks of each rule as if no event touched them; `alike` is (3, 5, 3, G) like the counts."""
+    for g in range(len(here)):
+        status = here[g, OTHERWISE]
+        count = alike[member[SPLIT], status]
+        count[0, g] += 1
+        count[1, g] += 1
+        if status <= CENSORED:
+            count[2, g] += here[g, AT_RISK_UNTIL] - here[g, OPENS]
+
+
+@compiled
+def add_untouched(alike: NDArray[np.int64], rule_of: NDArray[np.int16], counts: NDArray[np.int64]) -> None:
+    """Add what was counted by rule to the counts by task (3, 5, 3, K)."""
+    for split in range(alike.shape[0]):
+        for status in range(alike.shape[1]):
+            for what in range(alike.shape[2]):
+                by_rule, by_task = alike[split, status, what], counts[split, status, what]
+                if by_rule.any():
+                    for k in range(len(rule_of)):
+                        by_task[k] += by_rule[rule_of[k]]
 
 
 @compiled
@@ -191,7 +232,9 @@ def label_members(
     concepts: NDArray[np.int32],
     person_ptr: NDArray[np.int64],
     lookup: NDArray[np.int32],
-    ptr: NDArray[np.int64],
+    row_slots: NDArray[np.int32],
+    slot_rule: NDArray[np.int16],
+    slot_ptr: NDArray[np.int64],
     tasks: NDArray[np.int16],
     rule_of: NDArray[np.int16],
     rules: NDArray[np.int64],
@@ -208,49 +251,80 @@ def label_members(
     Output lists, by first axis: 0 events, 1 priors, 2 ineligibles, 3 windows, 4 visits; `out_ptr` is (5, N + 1),
     `out_task` (5, capacity), and `out_seconds` (2, capacity) holds those of events and windows. `counts` (3, 5, 3, K)
     gathers scans, persons and seconds at risk by split and status; `seen` (5, K) holds the person counted last
-    (members of a person follow each other).
+    (members of a person follow each other). Tasks that no event touches are counted by their rule where that is the
+    same; most tasks of most members are such.
     """
     num_tasks, capacity = len(rule_of), out_task.shape[1]
     here = np.empty((len(rules), 5), np.int64)
-    first, flags = np.full(num_tasks, NEVER, np.int64), np.zeros(num_tasks, np.uint8)
-    head, tail = np.full(len(ptr), -1, np.int64), np.empty(len(ptr), np.int64)
-    touched, num_touched, lo, hi, person = np.empty(len(ptr), np.int32), 0, 0, 0, -1
-    following = np.empty(np.diff(person_ptr).max() if len(person_ptr) > 1 else 0, np.int64)
+    first, flags = np.full(num_tasks, NEVER, np.int64), np.zeros(num_tasks // 8 * 8 + 8, np.uint8)
+    eight_flags = flags.view(np.uint64)
+    best, state = np.full(len(slot_rule), NEVER, np.int64), np.zeros(len(slot_rule), np.uint8)
+    touched = np.empty(len(slot_rule), np.int32)
+    longest = np.diff(person_ptr).max() if len(person_ptr) > 1 else 0
+    row_at, when = np.empty(longest, np.int32), np.empty(longest, np.int64)
+    alike = np.zeros((counts.shape[0], counts.shape[1], counts.shape[2], len(rules)), np.int64)
+    matched, person, done = 0, -1, len(members)
     used = out_ptr[:, begin].copy()
     for n in range(begin, len(members)):
         if used.max() + num_tasks > capacity:
-            return n
+            done = n
+            break
         member = members[n]
+        index = member[INDEX]
         if member[PERSON_ROW] != person:
             person = member[PERSON_ROW]
-            head[touched[:num_touched]] = -1
             lo, hi = person_ptr[person], person_ptr[person + 1]
-            num_touched = group_events(concepts[lo:hi], lookup, touched, head, tail, following)
+            matched = match_events(times[lo:hi], concepts[lo:hi], lookup, row_at, when)
         apply_rules(rules, member, clocks[n], here)
-        gather(
-            touched[:num_touched], head, following, times[lo:hi], ptr, tasks, rule_of, rules, here, member, first, flags
+        num_touched = read_events(
+            row_at[:matched], when[:matched], row_slots, slot_rule, rules, here, member, best, state, touched
         )
+        gather(touched[:num_touched], slot_ptr, tasks, best, state, first, flags)
         count = counts[member[SPLIT]]
-        for k in range(num_tasks):
+        plain = is_plain(n, members, rules, here)
+        if plain:
+            count_untouched(member, here, alike)
+        k = -1
+        while k + 1 < num_tasks:
+            k += 1
+            if plain and k & 7 == 0 and eight_flags[k >> 3] == 0:
+                k += 7
+                continue
+            flag = flags[k]
+            if plain and flag == 0:
+                continue
             g = rule_of[k]
-            status, until = here[g, OTHERWISE], here[g, AT_RISK_UNTIL]
-            if flags[k] & PRIOR_FLAG:
+            otherwise = here[g, OTHERWISE]
+            status, until = otherwise, here[g, AT_RISK_UNTIL]
+            if flag & PRIOR_FLAG:
                 out_task[1, used[1]] = k
                 used[1] += 1
                 if rules[g, EXCLUDES_PRIOR] == 1 and status != INELIGIBLE:
                     status = PRIOR
-            if first[k] != NEVER and status != INELIGIBLE and status != PRIOR:
+            if flag & EVENT_FLAG and status != INELIGIBLE and status != PRIOR:
                 status, until = EVENT, first[k]
-                out_task[0, used[0]], out_seconds[0, used[0]] = k, first[k] - member[INDEX]
+                out_task[0, used[0]], out_seconds[0, used[0]] = k, until - index
                 used[0] += 1
-            if flags[k] & VISIT_FLAG:
+            if flag & VISIT_FLAG:
                 out_task[4, used[4]] = k
                 used[4] += 1
+            first[k], flags[k] = NEVER, 0
+            if plain:
+                if status != otherwise:
+                    count[status, 0, k] += 1
+                    count[status, 1, k] += 1
+                    count[otherwise, 0, k] -= 1
+                    count[otherwise, 1, k] -= 1
+                    if status <= CENSORED:
+                        count[status, 2, k] += until - here[g, OPENS]
+                    if otherwise <= CENSORED:
+                        count[otherwise, 2, k] -= here[g, AT_RISK_UNTIL] - here[g, OPENS]
+                continue
             if here[g, BARRED] == 1 and member[ELIGIBLE] == 1:
                 out_task[2, used[2]] = k
                 used[2] += 1
-            if here[g, OPENS] != member[INDEX] + rules[g, START]:
-                out_task[3, used[3]], out_seconds[1, used[3]] = k, here[g, OPENS] - member[INDEX]
+            if here[g, OPENS] != index + rules[g, START]:
+                out_task[3, used[3]], out_seconds[1, used[3]] = k, here[g, OPENS] - index
                 used[3] += 1
             count[status, 0, k] += 1
             if seen[status, k] != person:
@@ -258,6 +332,6 @@ def label_members(
                 count[status, 1, k] += 1
             if status <= CENSORED:
                 count[status, 2, k] += until - here[g, OPENS]
-            first[k], flags[k] = NEVER, 0
         out_ptr[:, n + 1] = used
-    return len(members)
+    add_untouched(alike, rule_of, counts)
+    return done

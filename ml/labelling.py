@@ -161,11 +161,12 @@ class ConceptTasks:
     @classmethod
     def of_pairs(cls, concept: NDArray[np.int64], task: NDArray[np.int64]) -> ConceptTasks:
         """From (concept, task position) pairs in any order, some perhaps twice."""
-        key = np.unique(concept * _POSITIONS + task)
-        unique, counts = np.unique(key // _POSITIONS, return_counts=True)
+        key = np.sort(concept * _POSITIONS + task)
+        key = key[np.diff(key, prepend=-NEVER) != 0]
+        begins = np.flatnonzero(np.diff(key // _POSITIONS, prepend=-NEVER))
         return cls(
-            concept=unique.astype(np.int32),
-            ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            concept=(key[begins] // _POSITIONS).astype(np.int32),
+            ptr=np.concatenate([begins, [len(key)]]).astype(np.int64),
             task=(key % _POSITIONS).astype(np.int16),
         )
 
@@ -216,8 +217,23 @@ class SparseLabels:
     visits: Sparse
 
 
+class Scratch:
+    """What one thread labels into: counts, output lists that grow, and nothing that others see."""
+
+    def __init__(self, num_tasks: int) -> None:
+        self.counts = np.zeros((3, len(STATUSES), 3, num_tasks), np.int64)
+        self.out_task, self.out_seconds = np.empty((5, 0), np.int16), np.empty((2, 0), np.int64)
+
+    def make_room(self, capacity: int) -> None:
+        """Lists of at least this length, with what they hold; kept from call to call."""
+        more = capacity - self.out_task.shape[1]
+        if more > 0:
+            self.out_task = np.concatenate([self.out_task, np.empty((5, more), np.int16)], axis=1)
+            self.out_seconds = np.concatenate([self.out_seconds, np.empty((2, more), np.int64)], axis=1)
+
+
 class Labeller:
-    """Labels members chunk by chunk, and counts them by task, split and status."""
+    """Labels members chunk by chunk, and counts them by task, split and status; threads may share one."""
 
     def __init__(self, rules: TaskRules, concept_tasks: ConceptTasks) -> None:
         from ml import label_kernel
@@ -225,13 +241,21 @@ class Labeller:
         self.kernel = label_kernel
         table, rule_of = np.unique(rules.table(), axis=0, return_inverse=True)
         self.rules, self.rule_of = np.ascontiguousarray(table), rule_of.reshape(-1).astype(np.int16)
-        self.ptr, self.task = concept_tasks.ptr, concept_tasks.sorted_by(self.rule_of)
+        self.task = concept_tasks.sorted_by(self.rule_of)
+        self.row_slots, self.slot_rule, self.slot_ptr = _slots(concept_tasks.ptr, self.rule_of[self.task])
         size = 1 << max(4, int(2 * len(concept_tasks.concept)).bit_length())
         self.lookup = np.full((size, 2), -1, np.int32)
         label_kernel.fill_table(concept_tasks.concept, self.lookup)
-        self.counts = np.zeros((3, len(STATUSES), 3, len(self.rule_of)), np.int64)
+        self._idle: list[Scratch] = []
+        self._made: list[Scratch] = []
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
         """(split, status, 3, K): members, persons and seconds at risk inside the window, so far."""
-        self.out_task, self.out_seconds = np.empty((5, 0), np.int16), np.empty((2, 0), np.int64)
+        total = np.zeros((3, len(STATUSES), 3, len(self.rule_of)), np.int64)
+        for scratch in self._made:
+            total += scratch.counts
+        return total
 
     def label(
         self,
@@ -245,38 +269,69 @@ class Labeller:
         All members of a person must be in one call, one after the other. Raises ValueError where the arrays do not
         fit each other.
         """
-        num_members, num_tasks = len(members.index), len(self.rule_of)
         if len(times) != len(concepts) or person_ptr[-1] != len(times):
             raise ValueError(
                 f"Expected as many times as concepts as the stretches hold, got {len(times)}, {len(concepts)} and "
                 f"{person_ptr[-1]}."
             )
-        self._make_room(num_tasks * 4 + num_members * min(num_tasks, 512))
+        try:
+            scratch = self._idle.pop()
+        except IndexError:
+            scratch = Scratch(len(self.rule_of))
+            self._made.append(scratch)
+        labels = self._label(scratch, times, concepts, person_ptr, members)
+        self._idle.append(scratch)
+        return labels
+
+    def _label(
+        self,
+        scratch: Scratch,
+        times: NDArray[np.int64],
+        concepts: NDArray[np.int32],
+        person_ptr: NDArray[np.int64],
+        members: MemberRows,
+    ) -> SparseLabels:
+        num_members, num_tasks = len(members.index), len(self.rule_of)
+        scratch.make_room(num_tasks * 4 + num_members * min(num_tasks, 512))
         out_ptr = np.zeros((5, num_members + 1), np.int64)
         seen = np.full((len(STATUSES), num_tasks), -1, np.int32)
         table, done = members.table(), 0
         while True:
             done = self.kernel.label_members(
-                done, times, concepts, person_ptr, self.lookup, self.ptr, self.task, self.rule_of, self.rules, table,
-                members.clocks, self.out_task, self.out_seconds, out_ptr, self.counts, seen,
+                done, times, concepts, person_ptr, self.lookup, self.row_slots, self.slot_rule, self.slot_ptr,
+                self.task, self.rule_of, self.rules, table, members.clocks, scratch.out_task, scratch.out_seconds,
+                out_ptr, scratch.counts, seen,
             )  # fmt: skip
             if done == num_members:
                 break
-            self._make_room(2 * self.out_task.shape[1])
+            scratch.make_room(2 * scratch.out_task.shape[1])
+        task, seconds = scratch.out_task, scratch.out_seconds
         return SparseLabels(
-            events=_cut(out_ptr[0], self.out_task[0], self.out_seconds[0]),
-            priors=_cut(out_ptr[1], self.out_task[1]),
-            ineligibles=_cut(out_ptr[2], self.out_task[2]),
-            windows=_cut(out_ptr[3], self.out_task[3], self.out_seconds[1]),
-            visits=_cut(out_ptr[4], self.out_task[4]),
+            events=_cut(out_ptr[0], task[0], seconds[0]),
+            priors=_cut(out_ptr[1], task[1]),
+            ineligibles=_cut(out_ptr[2], task[2]),
+            windows=_cut(out_ptr[3], task[3], seconds[1]),
+            visits=_cut(out_ptr[4], task[4]),
         )
 
-    def _make_room(self, capacity: int) -> None:
-        """Lists of at least this length, with what they hold; kept from call to call."""
-        more = capacity - self.out_task.shape[1]
-        if more > 0:
-            self.out_task = np.concatenate([self.out_task, np.empty((5, more), np.int16)], axis=1)
-            self.out_seconds = np.concatenate([self.out_seconds, np.empty((2, more), np.int64)], axis=1)
+
+def _slots(
+    ptr: NDArray[np.int64], rule: NDArray[np.int16]
+) -> tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.int64]]:
+    """Slots: each concept's tasks of one rule. Where each concept's slots begin, their rules, where their tasks begin.
+
+    `ptr` (C + 1,) says where each concept's tasks begin, `rule` their rules, sorted within a concept.
+    """
+    starts = np.zeros(len(rule), np.bool_)
+    starts[ptr[:-1]] = True
+    starts[1:] |= rule[1:] != rule[:-1]
+    before = np.concatenate([[0], np.cumsum(starts)])
+    begins = np.flatnonzero(starts)
+    return (
+        before[ptr].astype(np.int32),
+        rule[begins],
+        np.concatenate([begins, [len(rule)]]).astype(np.int64),
+    )
 
 
 def _cut(ptr: NDArray[np.int64], task: NDArray[np.int16], seconds: NDArray[np.int64] | None = None) -> Sparse:

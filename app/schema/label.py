@@ -230,24 +230,25 @@ class Tte(Base):
     death_seconds: Mapped[int | None] = column("Death, where recorded", BigInteger)
 
 
-class TaskStatusCount(Base):
-    """How many members have which status; the view label.task_count shows it by name."""
+class StatusCount(Base):
+    """How many members have which status; the views label.task_status_count and label.task_count show it by task."""
 
-    __tablename__ = "task_status_count"
+    __tablename__ = "status_count"
     __table_args__ = {
         "schema": "label",
-        "comment": "Members by task, split and status, stored when a label set commits.",
+        "comment": "Members by split and status, arrays by task; read label.task_count or label.task_status_count.",
     }
 
     label_set_id: Mapped[int] = column(
         "Label set", ForeignKey("label.label_set.label_set_id", ondelete="CASCADE"), primary_key=True
     )
-    position: Mapped[int] = column("Task", SmallInteger, primary_key=True, autoincrement=False)
     split: Mapped[str] = column("Split", Text, primary_key=True)
     status: Mapped[str] = column("event, competing, censored, prior or ineligible", Text, primary_key=True)
-    n: Mapped[int] = column("Scans", Integer)
-    persons: Mapped[int] = column("Persons", Integer)
-    person_days: Mapped[float] = column("Days at risk inside the window", Float)
+    n: Mapped[list[int]] = column("Scans, by the position of the task", ARRAY(Integer))
+    persons: Mapped[list[int]] = column("Persons, by the position of the task", ARRAY(Integer))
+    person_days: Mapped[list[float]] = column(
+        "Days at risk inside the window, by the position of the task", ARRAY(Float)
+    )
 
 
 class Feature(Base):

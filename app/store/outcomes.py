@@ -30,6 +30,9 @@ FROM root r JOIN omop.concept_ancestor a ON a.ancestor_concept_id = r.concept_id
 """
 """(concept, position) of all tasks that concepts alone describe, descendants included; some pairs twice."""
 
+PACKED_PAIRS = f"SELECT string_agg(int4send(concept_id) || int2send(position), '') FROM ({PAIRS}) p HAVING count(*) > 0"
+"""The same as one value, six bytes a pair, the most significant first: a row each takes ten times longer to read."""
+
 WITH_DESCENDANTS = """
 SELECT unnest(%(concepts)s::int[]) AS concept_id
 UNION SELECT a.descendant_concept_id FROM omop.concept_ancestor a

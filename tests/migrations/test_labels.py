@@ -136,8 +136,8 @@ def test_stored_counts_are_shown_by_name(engine: Engine) -> None:
     with engine.begin() as connection:
         add_labels(connection)
         connection.execute(
-            text("INSERT INTO label.task_status_count VALUES (2, 0, 'train', 'event', 1, 1, 1.0), "
-                 "(2, 0, 'train', 'censored', 40, 30, 9.0)")
+            text("INSERT INTO label.status_count VALUES (2, 'train', 'event', '{1,0}', '{1,0}', '{1.0,0}'), "
+                 "(2, 'train', 'censored', '{40,0}', '{30,0}', '{9.0,0}')")
         )  # fmt: skip
         shown = connection.execute(text("SELECT * FROM label.task_count ORDER BY n")).all()
         public = connection.execute(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from app.store import outcomes
 from app.store.cohorts import PERIODS
-from app.store.copy import copy_out
 from ml.labelling import (
     DAY_SECONDS,
     NEVER,
@@ -101,8 +101,8 @@ def read_label_tasks(connection: Connection, task_set_id: int) -> LabelTasks:
 
 def read_concept_tasks(connection: Connection, task_set_id: int, tasks: LabelTasks) -> ConceptTasks:
     """Which tasks each concept means, descendants included; tasks of statements have negative concepts."""
-    layout = [("concept", "i4"), ("task", "i2")]
-    pairs = np.concatenate(list(copy_out(connection, outcomes.PAIRS.format(task_set_id=task_set_id), layout)))
+    packed = binary_cursor(connection).execute(outcomes.PACKED_PAIRS.format(task_set_id=task_set_id)).fetchall()
+    pairs = np.frombuffer(b"".join(row[0] for row in packed), np.dtype([("concept", ">i4"), ("task", ">i2")]))
     chosen = np.array(list(tasks.by_statement), np.int64)
     return ConceptTasks.of_pairs(
         concept=np.concatenate([pairs["concept"].astype(np.int64), -1 - chosen]),
@@ -211,81 +211,88 @@ def read_timeline_digests(
     return counts, [(row[0], bytes(row[2])) for row in rows]
 
 
-_INT2, _INT8 = 21, 20
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TteRows:
+    """Rows of label.tte, or of a table whose first columns differ, in Postgres's binary COPY form."""
+
+    data: NDArray[np.uint8]
+    begins: NDArray[np.int64]
+    """(N + 1,) where each row begins."""
+    head: int
+    """Bytes of a row before its first array."""
+
+    def digests(self, who: Sequence[bytes]) -> list[bytes]:
+        """sha256 of whose each row is and its arrays and times, without its head: no key of ours counts."""
+        data, found = self.data.data, []
+        edges = self.begins.tolist()
+        for n, name in enumerate(who):
+            digest = hashlib.sha256(name)
+            digest.update(data[edges[n] + self.head : edges[n + 1]])
+            found.append(digest.digest())
+        return found
 
 
-def tte_rows(
-    label_set_id: int, members: LabelMembers, part: slice, labels: SparseLabels
-) -> Iterator[tuple[bytes, bytes]]:
-    """Rows of label.tte in Postgres's binary COPY form, with what of each counts for the digest.
+def tte_rows(heads: NDArray[np.uint8], members: LabelMembers, part: slice, labels: SparseLabels) -> TteRows:
+    """Rows of some members, after `heads` (N, H): the number of fields and the fields before the arrays."""
+    from workers.bridge import encode
 
-    The second item holds neither key: equal labels of equal scans have equal bytes, whichever ids they got.
-    """
+    if labels.events.seconds is None or labels.windows.seconds is None:
+        raise ValueError("Expected seconds beside the tasks of events and windows, found none.")
+    rows, null = members.rows, encode.NULL
+    index, end, cut, death = (a[part] for a in (rows.index, rows.end, rows.cut_end, rows.death))
+    numbers = np.stack(
+        [
+            np.where(members.has_end[part], end - index, null),
+            np.where(members.has_cut[part], cut - index, null),
+            np.where(death != NEVER, death - index, null),
+        ],
+        axis=1,
+    )
+    lists = (labels.events, labels.priors, labels.ineligibles, labels.windows, labels.visits)
+    ptrs = np.stack([one.ptr for one in lists])
+    begins = encode.row_sizes(heads, ptrs, numbers)
+    data = np.empty(int(begins[-1]), np.uint8)
+    encode.put_rows(
+        data, begins, heads, ptrs, labels.events.task, labels.events.seconds, labels.priors.task,
+        labels.ineligibles.task, labels.windows.task, labels.windows.seconds, labels.visits.task, numbers,
+    )  # fmt: skip
+    return TteRows(data=data, begins=begins, head=heads.shape[1])
+
+
+def tte_heads(label_set_id: int, member: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(N, 18): what comes before the arrays in rows of label.tte."""
+    layout = [("fields", ">i2"), ("l0", ">i4"), ("label_set_id", ">i4"), ("l1", ">i4"), ("member", ">i8")]
+    heads = np.empty(len(member), np.dtype(layout))
+    heads["fields"], heads["l0"], heads["label_set_id"], heads["l1"], heads["member"] = 12, 4, label_set_id, 8, member
+    return heads.view(np.uint8).reshape(len(member), -1)
+
+
+def who(members: LabelMembers, part: slice) -> list[bytes]:
+    """What tells each scan from all others, whichever ids it got in this store."""
     rows = members.rows
-    lists = [
-        _packed(labels.events.task, labels.events.ptr, _INT2),
-        _packed(labels.events.seconds, labels.events.ptr, _INT8),
-        _packed(labels.priors.task, labels.priors.ptr, _INT2),
-        _packed(labels.ineligibles.task, labels.ineligibles.ptr, _INT2),
-        _packed(labels.windows.task, labels.windows.ptr, _INT2),
-        _packed(labels.windows.seconds, labels.windows.ptr, _INT8),
-        _packed(labels.visits.task, labels.visits.ptr, _INT2),
-    ]
-    for n, fields in zip(range(part.start, part.stop), zip(*lists, strict=True), strict=True):
-        index = int(rows.index[n])
-        content = b"".join(fields)
-        content += _int8(int(rows.end[n]) - index if members.has_end[n] else None)
-        content += _int8(int(rows.cut_end[n]) - index if members.has_cut[n] else None)
-        content += _int8(int(rows.death[n]) - index if rows.death[n] != NEVER else None)
-        key = struct.pack(">hiiiq", 12, 4, label_set_id, 8, members.member[n])
-        who = f"{members.person[n]}\t{index}\t{members.index_date_only[n]}\t{rows.split[n]}\t{rows.eligible[n]}"
-        yield key + content, f"{who}\t{members.image_key[n]}\n".encode() + content
-
-
-def _int8(value: int | None) -> bytes:
-    return b"\xff\xff\xff\xff" if value is None else struct.pack(">iq", 8, value)
-
-
-def _packed(values: NDArray[Any] | None, ptr: NDArray[np.int64], oid: int) -> Iterator[bytes]:
-    """Each member's stretch of `values` as a field of a binary COPY row: an array with its length before it."""
-    width = 2 if oid == _INT2 else 8
-    if values is None:
-        raise ValueError("Expected seconds beside the tasks of this list, found none.")
-    elements = np.empty(len(values), np.dtype([("length", ">i4"), ("value", f">i{width}")]))
-    elements["length"], elements["value"] = width, values
-    data, size = memoryview(elements.tobytes()), width + 4
-    empty = struct.pack(">iiii", 12, 0, 0, oid)
-    for begin, end in zip(ptr[:-1].tolist(), ptr[1:].tolist(), strict=True):
-        if begin == end:
-            yield empty
-        else:
-            count = end - begin
-            yield struct.pack(">iiiiii", 20 + count * size, 1, 0, oid, count, 1) + data[begin * size : end * size]
+    columns = (members.person, rows.index, members.index_date_only, rows.split, rows.eligible)
+    lists = [column[part].tolist() for column in columns]
+    keys = members.image_key[part]
+    return ["\t".join(map(str, values)).encode() + b"\n" for values in zip(*lists, keys, strict=True)]
 
 
 def status_count_rows(label_set_id: int, counts: NDArray[np.int64]) -> bytes:
-    """Rows of label.task_status_count in binary COPY form, of `Labeller.counts`; zero counts are left out."""
-    blocks = []
+    """Rows of label.status_count in binary COPY form, of `Labeller.counts`; one a split and status that has any."""
+    rows = []
     for split, split_name in enumerate(SPLITS):
         for status, status_name in enumerate(STATUSES):
             n, persons, seconds = counts[split, status]
-            position = np.flatnonzero(n)
-            a, b = len(split_name), len(status_name)
-            layout = [
-                ("fields", ">i2"),
-                ("l0", ">i4"),
-                ("id", ">i4"),
-                ("l1", ">i4"),
-                ("position", ">i2"),
-                ("l2", ">i4"),
-            ]
-            layout += [("split", f"S{a}"), ("l3", ">i4"), ("status", f"S{b}"), ("l4", ">i4"), ("n", ">i4")]
-            layout += [("l5", ">i4"), ("persons", ">i4"), ("l6", ">i4"), ("days", ">f8")]
-            rows = np.empty(len(position), np.dtype(layout))
-            rows["fields"], rows["id"], rows["position"] = 7, label_set_id, position
-            rows["split"], rows["status"] = split_name.encode(), status_name.encode()
-            rows["n"], rows["persons"], rows["days"] = n[position], persons[position], seconds[position] / DAY_SECONDS
-            for field, length in enumerate((4, 2, a, b, 4, 4, 8)):
-                rows[f"l{field}"] = length
-            blocks.append(rows.tobytes())
-    return b"".join(blocks)
+            if not n.any():
+                continue
+            fields = [struct.pack(">i", label_set_id), split_name.encode(), status_name.encode()]
+            fields += [_array(n, "i4", 23), _array(persons, "i4", 23), _array(seconds / DAY_SECONDS, "f8", 701)]
+            rows.append(struct.pack(">h", len(fields)))
+            rows += [struct.pack(">i", len(field)) + field for field in fields]
+    return b"".join(rows)
+
+
+def _array(values: NDArray[Any], kind: str, oid: int) -> bytes:
+    """A one-dimensional array of at least one element in Postgres's binary form."""
+    elements = np.empty(len(values), np.dtype([("length", ">i4"), ("value", f">{kind}")]))
+    elements["length"], elements["value"] = np.dtype(kind).itemsize, values
+    return struct.pack(">iiiii", 1, 0, oid, len(values), 1) + elements.tobytes()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 CHUNK_EVENTS, CHUNK_MEMBERS = 1_000_000, 4_096
 """Persons are read together until they hold so many events or members."""
+
+MOST_THREADS = 8
+"""That label at once; beyond it the one connection that writes is what they wait for."""
 
 RULES_VERSION = 2
 """Raised when the engine's rules change, so that labels made by older rules count as made of other inputs."""
@@ -167,7 +173,7 @@ TTE_COLUMNS = (
 )
 
 
-COUNT_COLUMNS = "label_set_id, position, split, status, n, persons, person_days"
+COUNT_COLUMNS = "label_set_id, split, status, n, persons, person_days"
 
 PENDING = "1GB"
 """The GIN index of a large label set is merged by the next vacuum, not inside the transaction that holds the name."""
@@ -194,15 +200,12 @@ def write(work: Work, reading: Connection, writing: Connection, name: str, input
     writer = QueuedLibpqWriter(cursor)  # Postgres takes rows in while the next ones are made
     with cursor.copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)", writer=writer) as copy:
         copy.write(HEADER)
-        for part, timelines in read_ahead(reading, inputs):
-            rows = list(label_part(timelines, labeller, inputs, part, label_set_id))
-            copy.write(b"".join(row for row, _ in rows))
-            digests += [hashlib.sha256(content).digest() for _, content in rows]
+        for part, rows, found in labelled(reading, inputs, labeller, partial(bridge.tte_heads, label_set_id)):
+            copy.write(rows.data.data)
+            digests += found
             work.progress(part.stop, len(inputs.members.member), "scans", "label")
         copy.write(TRAILER)
-    with (
-        raw(writing).cursor().copy(f"COPY label.task_status_count ({COUNT_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy
-    ):
+    with raw(writing).cursor().copy(f"COPY label.status_count ({COUNT_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
         copy.write(HEADER + bridge.status_count_rows(label_set_id, labeller.counts) + TRAILER)
     num_events = int(labeller.counts[:, EVENT, 0].sum())
     digest = hashlib.sha256(inputs.task_set.digest + b"".join(sorted(digests))).digest()
@@ -251,10 +254,39 @@ def read_ahead(reading: Connection, inputs: Inputs) -> Iterator[tuple[slice, Tim
             yield coming.result()
 
 
+Heads = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+"""What comes before the arrays in the rows of members, by their ids: `bridge.tte_heads` of a set."""
+
+
+def labelled(
+    reading: Connection, inputs: Inputs, labeller: Labeller, heads: Heads
+) -> Iterator[tuple[slice, bridge.TteRows, list[bytes]]]:
+    """Stretches of members in order, with their rows and digests.
+
+    One thread reads ahead, as many as there are processors label and encode (kernels hold no lock of Python's), and
+    whoever takes the rows writes: the three overlap.
+    """
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[slice, Future[tuple[bridge.TteRows, list[bytes]]]]] = deque()
+        try:
+            for part, timelines in read_ahead(reading, inputs):
+                waiting.append((part, pool.submit(label_part, timelines, labeller, inputs, part, heads)))
+                while waiting and (len(waiting) > threads or waiting[0][1].done()):
+                    done, future = waiting.popleft()
+                    yield done, *future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, *future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
 def label_part(
-    timelines: Timelines, labeller: Labeller, inputs: Inputs, part: slice, label_set_id: int
-) -> Iterator[tuple[bytes, bytes]]:
-    """Rows of label.tte for some members, with what counts for the digest."""
+    timelines: Timelines, labeller: Labeller, inputs: Inputs, part: slice, heads: Heads
+) -> tuple[bridge.TteRows, list[bytes]]:
+    """Rows of some members, with their digests."""
     lo, hi = np.searchsorted(inputs.events.person, [timelines.person[0], timelines.person[-1] + 1])
     times, concepts, ptr = merge_events(
         timelines.time,
@@ -270,4 +302,5 @@ def label_part(
         person_row=np.searchsorted(timelines.person, inputs.members.person[part]),
     )
     labels = labeller.label(times, concepts, ptr, rows)
-    return bridge.tte_rows(label_set_id, inputs.members, part, labels)
+    encoded = bridge.tte_rows(heads(inputs.members.member[part]), inputs.members, part, labels)
+    return encoded, encoded.digests(bridge.who(inputs.members, part))
