@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import json as jsonlib
+import sys
 from typing import Annotated
 
 import typer
 
 from app.cli.look import AsJson, connect, print_csv, print_table
 from app.errors import InputError
+
+SHORT = {
+    "concept_id": "id",
+    "concept_name": "name",
+    "domain_id": "domain",
+    "vocabulary_id": "vocabulary",
+    "concept_code": "code",
+    "standard_concept": "std",
+    "invalid_reason": "invalid",
+    "persons_with_descendants": "persons*",
+    "events_with_descendants": "events*",
+    "source_events": "as source",
+    "maps_to": "maps to",
+}
+"""Titles of the table on a terminal."""
 
 
 def concepts(
@@ -50,7 +66,9 @@ def concepts(
     elif as_csv:
         print_csv(rows)
     else:
-        print_table(rows)
+        print_table([{SHORT.get(key, key): value for key, value in row.items()} for row in rows])
+        if words is not None and rows:
+            print("* with all narrower concepts; no number where they are too many to count", file=sys.stderr)
 
 
 def register(app: typer.Typer) -> None:

@@ -236,7 +236,7 @@ def test_labels_are_refused_where_the_vocabulary_lacks_concepts_in_use(
     state("DELETE FROM omop.concept")
     make = {"name": "l", "cohort": "c", "tasks": "t"}
     assert label(work(**make))["unchanged"]  # no vocabulary to speak of: said, not refused
-    assert "24 of 24 events (100.0%) of source 'test'" in capsys.readouterr().err
+    assert "24 of 24 events (100.00%) of source 'test'" in capsys.readouterr().err
     state(
         "INSERT INTO ops.vocabulary_release (version, is_current, is_full, digest, files) "
         "VALUES ('v5.0 27-FEB-25', true, false, '', '{}')"

@@ -81,7 +81,7 @@ def check_vocabulary(work: Work, connection: Connection, cohort_id: int) -> None
         if found.share <= MAX_UNKNOWN:
             continue
         counted = (
-            f"{found.unknown:,} of {found.events:,} events ({found.share:.1%}) of source {found.source!r} have "
+            f"{found.unknown:,} of {found.events:,} events ({found.share:.2%}) of source {found.source!r} have "
             "concepts that the vocabulary of this store lacks"
         )
         if not found.has_vocabulary:
