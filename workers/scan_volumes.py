@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.errors import InputError
+from app.loading.images_header import REASONS
 from app.store import artifacts
+from app.store.unreadable import clear_unreadable, mark_unreadable
 from ml.data import Cached, Source, VolumeCache, permuted_among, volume_recipe
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
         raise InputError("Expected scans, found none; does the cohort have members?")
     home = work.settings.home or artifacts.root(work.settings)
     cache = VolumeCache(home / "cache", volume_recipe(recipe))
-    sources = {scan.image_occurrence_id: Source(scan.path, scan.format) for scan in scans}
+    sources = {scan.image_occurrence_id: Source(scan.path, scan.format, scan.files) for scan in scans}
     found = cache.prepare(
         list(sources.values()), lambda done, total: work.progress(done, total, "volume", "reading volumes")
     )
@@ -83,6 +86,7 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
         cached={image: outcome for image, outcome in outcomes.items() if isinstance(outcome, Cached)},
         failed={image: outcome for image, outcome in outcomes.items() if isinstance(outcome, str)},
     )
+    _note_unreadable(work, volumes, scans)
     _refuse_too_many(volumes, scans)
     _note_contents(work, volumes)
     return volumes
@@ -90,8 +94,12 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
 
 def _refuse_too_many(volumes: ScanVolumes, scans: Sequence[Scan]) -> None:
     """Counts files, not scans: one file may be the scan of many persons."""
-    total = len({scan.path for scan in scans})
-    failed = {scan.path: volumes.failed[i] for scan in scans if (i := scan.image_occurrence_id) in volumes.failed}
+    total = len({(scan.path, scan.files) for scan in scans})
+    failed = {
+        (scan.path, scan.files): volumes.failed[i]
+        for scan in scans
+        if (i := scan.image_occurrence_id) in volumes.failed
+    }
     limit = min(max(FEW, int(MAX_UNREADABLE * total)), total // 2)
     if len(failed) > limit:
         reason, count = Counter(failed.values()).most_common(1)[0]
@@ -99,6 +107,30 @@ def _refuse_too_many(volumes: ScanVolumes, scans: Sequence[Scan]) -> None:
             f"Expected at most {limit} unreadable volumes of {total}, got {len(failed)}; "
             f"the most frequent reason ({count}): {reason}"
         )
+
+
+def _note_unreadable(work: Work, volumes: ScanVolumes, scans: Sequence[Scan]) -> None:
+    """Give scans whose voxels turned out unreadable the verdict that their headers did not, so that no new cohort
+    takes them in; those that can be read again, as their file was mended, lose it.
+
+    A scan that is not at its place keeps its verdict: it is the place that is wrong.
+    """
+    failed = ((scan, volumes.failed.get(scan.image_occurrence_id)) for scan in scans)
+    unreadable = [s.image_occurrence_id for s, why in failed if why and not _may_pass(why) and _is_there(s)]
+    unusable = {reason for reason, verdict in REASONS.items() if verdict == "unusable"}
+    with work.transaction() as connection:
+        mark_unreadable(connection, unreadable)
+        clear_unreadable(connection, sorted(volumes.cached), unusable)
+
+
+def _may_pass(why: str) -> bool:
+    """Whether the host rather than the scan may be at fault: too little memory, which also ends a decoder."""
+    return "MemoryError" in why or "crashed" in why
+
+
+def _is_there(scan: Scan) -> bool:
+    """Whether all that the scan is made of may be opened on this host."""
+    return all(os.access(path, os.R_OK) for path in scan.files or (scan.path,))
 
 
 def _note_contents(work: Work, volumes: ScanVolumes) -> None:

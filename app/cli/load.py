@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import AsJson, Detach, DryRun, Inline, existing, iso_date, one_of, queue
-from app.errors import InputError
+from app.errors import InputError, UnknownName
 
 Source = Annotated[
     str | None, typer.Option(help="Where the extract comes from; a snapshot replaces what this source loaded before.")
@@ -124,7 +124,10 @@ def place(path: str, cdm_schema: str | None, vocabulary_schema: str | None) -> d
 def load_images(
     path: Annotated[Path, typer.Argument(help="MANIFEST.csv (person_id,acquired_at,path), or a folder with --match.")],
     root: Annotated[str | None, typer.Option(help="[NAME=]DIR that the manifest's paths are relative to.")] = None,
-    match: Annotated[str | None, typer.Option(help="How a folder's files name their person: person_id.")] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(help="How a folder's scans name their person: person_id, person_source_value or FILE.csv."),
+    ] = None,
     source: Source = None,
     arbitrary_pairing: Annotated[
         bool, typer.Option("--arbitrary-pairing", help="The scans are not these persons' own; every page will say so.")
@@ -134,6 +137,9 @@ def load_images(
     ] = "upsert",
     allow_shrink: Annotated[
         bool, typer.Option("--allow-shrink", help="Let a snapshot take away over 5 % of the source's scans.")
+    ] = False,
+    allow_conflicts: Annotated[
+        bool, typer.Option("--allow-conflicts", help="Load although over 1 % of headers contradict their persons.")
     ] = False,
     shift_dates: ShiftDates = None,
     detach: Detach = False,
@@ -145,22 +151,24 @@ def load_images(
 
     Examples:
       lachesis load images manifest.csv --root pacs=/mnt/pacs
-      lachesis load images /data/nifti --match person_id
+      lachesis load images /mnt/pacs --match person_source_value
     """
     args: dict[str, Any] = {
         "what": "images",
         "path": existing(path, "a manifest or a folder of scans"),
         "root": root_option(root),
-        "match": one_of("--match", match, ("person_id",)) if match else None,
+        "match": match_option(match),
         "source": source or "images",
         "arbitrary_pairing": arbitrary_pairing,
         "mode": one_of("--mode", mode, ("upsert", "snapshot")),
         "allow_shrink": allow_shrink,
+        "allow_conflicts": allow_conflicts,
         "shift_dates": key_file(shift_dates),
     }
     if path.is_dir() and not match:
         raise InputError(
-            f"Expected a manifest or --match person_id, got the folder {path}; say how its files name their person."
+            f"Expected a manifest or --match, got the folder {path}; say how its scans name their person: "
+            "--match person_id, person_source_value or FILE.csv."
         )
     queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 
@@ -253,6 +261,19 @@ def load_inspect(
         "data_cut": iso_date("--data-cut", data_cut),
     }
     queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+
+
+def match_option(value: str | None) -> str | None:
+    """A way of matching, or the absolute path of a matching file, checked line by line."""
+    from app.loading.images import MATCHES
+    from app.loading.images_link import read_match_file
+
+    if value is None or value in MATCHES:
+        return value
+    if not Path(value).is_file():
+        raise UnknownName("value of --match", value, (*MATCHES, "FILE.csv"))
+    read_match_file(Path(value))
+    return str(Path(value).absolute())
 
 
 def root_option(value: str | None) -> dict[str, str] | None:

@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,26 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InputError, UnknownName
 from app.loading.images_dicom import read_dicom
 from app.loading.images_header import Acquired, Header, Unreadable
-from app.loading.images_manifest import HOST_ROOT, Entry, Manifest, Refusal, match_folder, read_manifest
+from app.loading.images_link import (
+    CONFLICT,
+    MOST_CONFLICTS,
+    ByFile,
+    ByPersonId,
+    BySourceValue,
+    Link,
+    Linker,
+    Person,
+    contradicts,
+    known_persons,
+    name_time,
+    read_match_file,
+    source_value_text,
+    source_values,
+)
+from app.loading.images_manifest import HOST_ROOT, Entry, Refusal, read_manifest
 from app.loading.images_nifti import is_nifti, read_nifti
+from app.loading.images_read import LIST_NAME, FolderFacts, Found, read_folder, read_paths
+from app.loading.images_series import Series
 from app.loading.shift import Shift, asked
 from app.store.forgetting import RULE, Memory, read_memory
 from app.store.loads import (
@@ -33,6 +50,7 @@ from app.store.loads import (
     record_load,
     record_rejects,
 )
+from app.store.scan_days import ScanDays, count_scan_days
 from app.store.shifting import keep_key, refuse_other_key_of_persons
 from app.store.work import Work
 
@@ -42,14 +60,14 @@ if TYPE_CHECKING:
     from app.loading.images_store import Facts
 
 TABLE = "image_occurrence"
-THREADS = 8
-"""Headers wait for disks more than for the processor."""
 SHRINK = 0.05
 """A snapshot that would take away a larger share of its source's scans stops."""
 MODES = ("upsert", "snapshot")
-
-Found = Header | str
-"""A header, or the rule by which its path is rejected."""
+MATCHES = ("person_id", "person_source_value")
+"""How a folder's files may name their persons, beside a matching file."""
+FEW_MET = 0.5
+"""Where a smaller share of scans meets a CT procedure or a visit on its day, somebody shifted dates."""
+UNMET = "no_ct_or_visit_that_day"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +86,9 @@ class Request:
     mode: str
     allow_shrink: bool
     shift: Shift | None = None
+    match: str = ""
+    """How a folder's files name their persons: one of MATCHES, or a matching file."""
+    allow_conflicts: bool = False
 
     @property
     def shift_key(self) -> str | None:
@@ -79,6 +100,31 @@ class Request:
         return Path(entry.root or self.folder) / entry.path
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A record or a series found, before it is known whose it is."""
+
+    record: int
+    root: str
+    series: Series
+    person_id: int | None = None
+    """Whose a manifest says it is."""
+    acquired: Acquired | None = None
+
+    @property
+    def header(self) -> Header | None:
+        return self.series.found if isinstance(self.series.found, Header) else None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was found while linking."""
+
+    linked: int = 0
+    conflicts: int = 0
+    """Linked scans whose headers contradict their persons."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scan:
     """One row to be."""
@@ -87,13 +133,19 @@ class Scan:
     person_id: int
     acquired: Acquired
     root: str
-    path: str
+    series: Series
     header: Header
+
+    @property
+    def path(self) -> str:
+        """Relative to the root."""
+        return self.series.path
 
     @property
     def image_key(self) -> str:
         """What makes a series the same one again."""
-        return self.header.series_uid or f"{self.root}:{self.path}"
+        name = self.header.series_uid or f"{self.root}:{self.path}"
+        return f"{name}#{self.series.part}" if self.series.part else name
 
     @property
     def key(self) -> tuple[int, Any, str]:
@@ -103,30 +155,67 @@ class Scan:
     def values(self) -> tuple[Any, ...]:
         """In the order of images_store.COLUMNS."""
         h, when = self.header, self.acquired
+        details = h.details | ({"files": list(self.series.files)} if self.series.files else {})
         return (
             *(self.person_id, when.at, when.date_only, when.source, h.study_uid, h.series_uid, self.image_key),
             *(self.root, self.path, h.format, h.rows, h.columns, h.slices, h.spacing_mm, h.slice_thickness_mm),
-            *(h.kernel, h.orientation, h.hu_state, h.verdict, list(h.reasons), h.details),
+            *(h.kernel, h.orientation, h.hu_state, h.verdict, list(h.reasons), details),
         )
 
 
 def load(work: Work) -> dict[str, Any]:
-    """Load the scans that a manifest or a folder names.
+    """Load the scans that a manifest names, or all of a folder.
 
-    Args (of the job): path, root ({name: folder} or None), match ("person_id" for a folder), source,
-    arbitrary_pairing, mode (upsert or snapshot), allow_shrink.
+    Args (of the job): path, root ({name: folder} or None), match (person_id, person_source_value or the path of a
+    matching file, for a folder), source, arbitrary_pairing, mode (upsert or snapshot), allow_shrink, allow_conflicts,
+    shift_dates.
 
     Raises:
-        InputError: the manifest cannot be read as one, another source shows the same scan, or a snapshot would take
-            away over 5 % of its source's scans.
+        InputError: the manifest or matching file cannot be read as one, the folder holds no scan, over 1 % of linked
+            scans contradict their persons, another source shows the same scan, or a snapshot would take away over 5 %
+            of its source's scans.
     """
     request = read_request(work.args)
-    content = request.manifest.read_bytes() if request.manifest else b""
-    folder = request.folder
-    manifest = read_manifest(content, folder, confined=request.confined) if request.manifest else match_folder(folder)
-    headers = read_headers(work, request, manifest.entries)
-    scans, refusals = resolve(work, request, manifest, headers)
-    return publish(work, request, _file_record(request, content, manifest), scans, refusals)
+    facts = FolderFacts()
+    if request.manifest:
+        content = request.manifest.read_bytes()
+        manifest = read_manifest(content, request.folder, confined=request.confined)
+        headers = read_paths(work, (request.locate(entry) for entry in manifest.entries))
+        candidates = [candidate_of(request, entry, headers[request.locate(entry)]) for entry in manifest.entries]
+        records, refusals, linker = manifest.size, manifest.refusals, None
+    else:
+        content, refusals = b"", []
+        linker = read_match_file(Path(request.match)) if request.match not in MATCHES else None
+        found = enumerate(read_folder(work, request.folder, facts), start=1)
+        candidates = [Candidate(record=n, root=request.root, series=series) for n, series in found]
+        records = len(candidates)
+        if not records:
+            raise InputError("Expected NIfTI files or DICOM series below the folder, found none; nothing was changed.")
+    scans, refusals, tally = resolve(work, request, candidates, refusals, linker)
+    file = FileRecord(
+        name=request.manifest.name if request.manifest else ".",
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        records=records,
+        dialect="csv" if request.manifest else "folder",
+    )
+    result = publish(work, request, file, scans, refusals, tally)
+    if not request.manifest:
+        result |= {"files": facts.files, "files_aside": dict(facts.aside), "list": LIST_NAME}
+    if isinstance(linker, ByFile):
+        result["unused_match_lines"] = linker.num_unused
+    return result
+
+
+def candidate_of(request: Request, entry: Entry, found: Found) -> Candidate:
+    """A manifest's record and what was found at its place."""
+    return Candidate(
+        record=entry.record,
+        root=entry.root or request.root,
+        series=Series(path=entry.path, files=(), found=found),
+        person_id=entry.person_id,
+        acquired=entry.acquired,
+    )
 
 
 def read_request(args: Mapping[str, Any]) -> Request:
@@ -134,8 +223,9 @@ def read_request(args: Mapping[str, Any]) -> Request:
     path, root = Path(args["path"]), args.get("root") or {}
     if not path.exists():
         raise InputError("Expected a manifest or a folder of scans, found nothing there on this host; check its path.")
-    if path.is_dir() and args.get("match") != "person_id":
-        raise InputError("Expected a manifest, got a folder; say --match person_id if its files name their persons.")
+    match = args.get("match") or ""
+    if path.is_dir() and not match:
+        raise InputError("Expected a manifest, got a folder; say with --match how its files name their persons.")
     default = path if path.is_dir() else path.parent
     name, folder = next(iter(root.items()), ("images", default))
     if not re.fullmatch(r"[A-Za-z0-9_]+", name):
@@ -155,21 +245,13 @@ def read_request(args: Mapping[str, Any]) -> Request:
         mode=mode,
         allow_shrink=bool(args.get("allow_shrink")),
         shift=asked(args),
-    )
-
-
-def _file_record(request: Request, content: bytes, manifest: Manifest) -> FileRecord:
-    return FileRecord(
-        name=request.manifest.name if request.manifest else ".",
-        sha256=hashlib.sha256(content).hexdigest(),
-        size=len(content),
-        records=manifest.size,
-        dialect="csv" if request.manifest else "folder",
+        match=match,
+        allow_conflicts=bool(args.get("allow_conflicts")),
     )
 
 
 def read_header(path: Path) -> Found:
-    """The header of a file or folder, by what it looks like."""
+    """The header of a file or folder, by what it looks like, read in this process."""
     try:
         return read_nifti(path) if is_nifti(path) and not path.is_dir() else read_dicom(path)
     except Unreadable as reason:
@@ -178,90 +260,91 @@ def read_header(path: Path) -> Found:
         return "unreadable_file"
 
 
-def read_headers(work: Work, request: Request, entries: Iterable[Entry]) -> dict[Path, Found]:
-    """Each distinct path once, a few at a time."""
-    paths = sorted({request.locate(entry) for entry in entries})
-    found: dict[Path, Found] = {}
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        jobs = {pool.submit(read_header, path): path for path in paths}
-        for done, job in enumerate(as_completed(jobs), start=1):
-            found[jobs[job]] = job.result()
-            work.progress(done, len(paths), "scans", "reading headers")
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return found
-
-
 def resolve(
-    work: Work, request: Request, manifest: Manifest, headers: Mapping[Path, Found]
-) -> tuple[list[Scan], list[Refusal]]:
+    work: Work, request: Request, candidates: list[Candidate], refusals: Iterable[Refusal], linker: Linker | None
+) -> tuple[list[Scan], list[Refusal], Tally]:
     """Records and headers together: scans of known persons with a time, each once; the rest with a rule."""
-    refusals = list(manifest.refusals)
+    refused, tally = list(refusals), Tally()
     scans: dict[tuple[int, Any, str], Scan] = {}
     with work.connect() as connection:
-        known = _known_persons(connection, request, manifest.entries, headers)
+        links = _link_all(connection, request, candidates, linker)
+        persons = known_persons(connection, (link.person_id for link in links if link.person_id is not None))
         memory = read_memory(connection, work.settings)
-    for entry in manifest.entries:
-        scan = _scan(request, entry, headers[request.locate(entry)], known, memory)
+    for candidate, link in zip(candidates, links, strict=True):
+        work.check()
+        scan = _scan(request, candidate, link, persons, memory)
         if isinstance(scan, Scan) and scan.key in scans:
-            scan = Refusal(entry.record, None, "duplicate_record")
+            scan = Refusal(candidate.record, None, "duplicate_record")
         if isinstance(scan, Refusal):
-            refusals.append(scan)
+            refused.append(scan)
         else:
             scans[scan.key] = scan
-    return list(scans.values()), sorted(refusals, key=lambda refusal: refusal.record)
+            tally.linked += 1
+            tally.conflicts += CONFLICT in scan.header.reasons
+    return list(scans.values()), sorted(refused, key=lambda refusal: refusal.record), tally
 
 
-def _scan(request: Request, entry: Entry, found: Found, known: set[int], memory: Memory) -> Scan | Refusal:
-    if isinstance(found, str):
-        return Refusal(entry.record, "path", found)
-    person_id = _person(request, entry, found)
-    if person_id is None:
-        return Refusal(entry.record, "person_id", "no_person_in_header")
-    if memory.has_person(person_id):
-        return Refusal(entry.record, "person_id", RULE)
-    if person_id not in known:
-        return Refusal(entry.record, "person_id", "unknown_person")
-    when = entry.acquired if entry.acquired and entry.acquired.source == "manifest" else None
-    when = when or found.acquired or entry.acquired
+def _link_all(
+    connection: Connection, request: Request, candidates: list[Candidate], linker: Linker | None
+) -> list[Link]:
+    """Whose each candidate is said to be, before it is known whether there is such a person."""
+    if request.match == MATCHES[1]:
+        texts = (source_value_text(c.series.path, header) for c in candidates if (header := c.header))
+        linker = BySourceValue(source_values(connection, (text for text in texts if text)))
+    way = linker or ByPersonId()
+    return [
+        Link(person_id=c.person_id)
+        if c.person_id is not None
+        else way.link(c.series.path, c.header)
+        if c.header
+        else Link()
+        for c in candidates
+    ]
+
+
+def _scan(
+    request: Request, candidate: Candidate, link: Link, persons: Mapping[int, Person], memory: Memory
+) -> Scan | Refusal:
+    header, record = candidate.header, candidate.record
+    if header is None:
+        return Refusal(record, "path", str(candidate.series.found))
+    if (link.person_id is not None and memory.has_person(link.person_id)) or (
+        link.person_id is None and header.patient and memory.has_value(header.patient)
+    ):
+        return Refusal(record, "person_id", RULE)
+    if link.person_id not in persons or link.person_id is None:
+        return Refusal(record, "person_id", link.rule or "unknown_person")
+    person = persons[link.person_id]
+    when = _when(request, candidate, link, header)
     if when is None:
-        return Refusal(entry.record, "acquired_at", "no_acquisition_time")
+        return Refusal(record, "acquired_at", "no_acquisition_time")
     if request.shift:
-        when = replace(when, at=request.shift.moved(person_id, when.at))
-    return Scan(entry.record, person_id, when, entry.root or request.root, entry.path, found)
+        when = replace(when, at=request.shift.moved(person.person_id, when.at))
+    years = 1 if request.shift else 0  # dates that moved may have crossed a new year
+    if not request.arbitrary_pairing and (link.contradicts or contradicts(header, person, tolerance_years=years)):
+        header = replace(header, reasons=(*header.reasons, CONFLICT))
+    return Scan(record, person.person_id, when, candidate.root, candidate.series, header)
 
 
-def _person(request: Request, entry: Entry, header: Header) -> int | None:
-    """The manifest's person; in a folder the header's PatientID, where it is a number, before a name's."""
-    named = header.patient if request.manifest is None else None
-    if named and re.fullmatch(r"-?\d{1,18}", named, re.ASCII):
-        return int(named)
-    return entry.person_id
-
-
-def _known_persons(
-    connection: Connection, request: Request, entries: Iterable[Entry], headers: Mapping[Path, Found]
-) -> set[int]:
-    from sqlalchemy import text
-
-    wanted = {
-        person
-        for entry in entries
-        if isinstance(found := headers[request.locate(entry)], Header)
-        and (person := _person(request, entry, found)) is not None
-    }
-    statement = text("SELECT person_id FROM omop.person WHERE person_id = ANY(:wanted)")
-    return set(connection.execute(statement, {"wanted": sorted(wanted)}).scalars())
+def _when(request: Request, candidate: Candidate, link: Link, header: Header) -> Acquired | None:
+    """What was declared for the scan, else its header, else a NIfTI file's name."""
+    stated = candidate.acquired or link.acquired or header.acquired
+    if stated is None and not request.manifest and header.format == "nifti":
+        stated = name_time(candidate.series.path)
+    return stated
 
 
 def publish(
-    work: Work, request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal]
+    work: Work, request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal], tally: Tally
 ) -> dict[str, Any]:
     """Put the scans beside or in place of what the source showed before, in one transaction."""
     from app.loading import images_store as store
 
-    row = _load_row(request, file, scans, refusals)
+    if tally.conflicts > MOST_CONFLICTS * tally.linked and not request.allow_conflicts:
+        _stop_for_conflicts(work, file, refusals, tally)
+    with work.connect() as connection:
+        days = count_scan_days(connection, [(s.person_id, s.acquired.at.date()) for s in scans])
+    row = _load_row(request, file, scans, refusals, days)
     result: dict[str, Any] = {
         "source": request.source,
         "read": row.num_read,
@@ -269,7 +352,13 @@ def publish(
         "rejected": row.num_rejected,
         "rejects_by_rule": dict(row.rejects_by_rule),
         "verdicts": dict(Counter(s.header.verdict for s in scans)),
-        "reasons": dict(row.flags_by_rule),
+        "reasons": {rule: count for rule, count in row.flags_by_rule.items() if rule != UNMET},
+        "scan_days": {
+            "scans": days.scans,
+            "with_ct": days.with_ct,
+            "with_ct_or_visit": days.with_ct_or_visit,
+            "ct_by": days.ct_by,
+        },
     }
     keys = {s.key for s in scans}
     with work.transaction() as connection:
@@ -293,6 +382,8 @@ def publish(
             added, removed = len(keys - before.keys()), len(lost) - gone
             result |= {"load_id": load_id, "unchanged": False, "added": added, "removed": removed, "gone": gone}
             result["summary"] = f"{len(scans):,} scans ({added:,} new), {len(refusals):,} rows rejected"
+    if not stops:
+        result["summary"] += _warning(days)
     if stops:
         raise InputError(
             f"Expected the scans of source {request.source!r} again, but {len(lost):,} of {len(before):,} would "
@@ -301,7 +392,31 @@ def publish(
     return result
 
 
-def _load_row(request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal]) -> LoadRow:
+def _stop_for_conflicts(work: Work, file: FileRecord, refusals: list[Refusal], tally: Tally) -> None:
+    with work.transaction() as connection:
+        _write_rejects(connection, None, work.job_id, file, refusals)
+    raise InputError(
+        f"Expected scans whose headers agree with their persons, but sex, birth year or another identifier differs for "
+        f"{tally.conflicts:,} of {tally.linked:,}; nothing was published. Check how scans are matched to persons, or "
+        "give --allow-conflicts to load them as suspect."
+    )
+
+
+def _warning(days: ScanDays) -> str:
+    """What the closing line adds about scans and the records of their days."""
+    if not days.scans:
+        return ""
+    told = f"; {days.share:.0%} have a CT procedure (by {days.ct_by}) or a visit on their day"
+    if days.share >= FEW_MET:
+        return told
+    return told + ": warning, dates of records and of scans may have been shifted apart"
+
+
+def _load_row(
+    request: Request, file: FileRecord, scans: list[Scan], refusals: list[Refusal], days: ScanDays
+) -> LoadRow:
+    flags = Counter(reason for s in scans for reason in s.header.reasons)
+    unmet = days.scans - days.with_ct_or_visit
     return LoadRow(
         kind="images",
         mode=request.mode,
@@ -311,7 +426,7 @@ def _load_row(request: Request, file: FileRecord, scans: list[Scan], refusals: l
         num_read=file.records,
         num_loaded=len(scans),
         rejects_by_rule=Counter(r.rule for r in refusals),
-        flags_by_rule=Counter(reason for s in scans for reason in s.header.reasons),
+        flags_by_rule=flags | ({UNMET: unmet} if unmet else {}),
         first_time=min((s.acquired.at for s in scans), default=None),
         last_time=max((s.acquired.at for s in scans), default=None),
     )

@@ -6,7 +6,9 @@ A folder counts as one series: its largest one that is no localizer, of its most
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from app.loading.images_elements import FIRST_BYTES, Wanted, scan, wanted
 from app.loading.images_header import (
     LEAST_SPACING_MM,
     MIN_SLICES,
@@ -32,16 +35,20 @@ LADDER = (
     ("AcquisitionDate", "AcquisitionTime"),
     ("SeriesDate", "SeriesTime"),
     ("StudyDate", "StudyTime"),
+    ("ContentDate", "ContentTime"),
 )
-"""Attributes that tell when, best first."""
+"""Attributes that tell when, best first. Content comes last: of reformatted images it is when they were made."""
 _TEXT = (
     *(tag for pair in LADDER for tag in pair if tag),
     *("BodyPartExamined", "ConvolutionKernel", "Manufacturer", "ManufacturerModelName", "Modality", "PatientID"),
     *("PhotometricInterpretation", "RescaleType", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"),
+    *("AccessionNumber", "ContrastBolusAgent", "ImageType", "PatientBirthDate", "PatientSex", "ProtocolName"),
+    *("SOPClassUID", "SeriesDescription", "StudyDescription"),
 )
 _NUMBER = (
     *("BitsAllocated", "Columns", "GantryDetectorTilt", "InstanceNumber", "KVP", "NumberOfFrames"),
     *("PixelRepresentation", "RescaleIntercept", "RescaleSlope", "Rows", "SamplesPerPixel", "SliceThickness"),
+    "AcquisitionNumber",
 )
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _FRAME_GROUPS = (
@@ -50,7 +57,16 @@ _FRAME_GROUPS = (
 )
 """Where an enhanced CT object keeps what other images have at the top, for each frame or for all."""
 _NUMBERS = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
-TAGS = (*_TEXT, *_NUMBER, *_NUMBERS, *_GROUPS, "ImageType")
+TAGS = (*_TEXT, *_NUMBER, *_NUMBERS, *_GROUPS)
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+SCREENS = frozenset(("SCREEN SAVE", "DOSE_INFO", "PATIENT_INFO", "RESULTS", "REPORT"))
+PROJECTIONS = frozenset(("MIP", "MINIP", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "VRT", "SSD", "VOLUME_RENDER"))
+"""Words of ImageType for images of screens, and for images whose values are no longer those of voxels."""
+MOST_FRAMES = 100_000
+DAMAGED = "damaged_slices"
+FAULTS = ("damaged_file", "header_too_large", "header_crashed", "header_timeout")
+"""Of files of a series, which then lacks them."""
 
 Image = dict[str, Any]
 """Attributes of one image by keyword, those that have a value: text, float or list of float; beside them `file`,
@@ -73,9 +89,27 @@ def read_dicom(path: Path) -> Header:
     """
     if not path.exists():
         raise Unreadable("missing_file")
-    _be_quiet()
-    reasons: list[str] = []
-    found = [image for file in series_files(path) for image in _read(file, reasons)]
+    found: list[Image]
+    reasons: list[str]
+    found, reasons = [], []
+    for file in series_files(path):
+        try:
+            found += [image for image in read_images(file) if is_image(image)]
+        except Unreadable as fault:
+            reasons += [DAMAGED] if str(fault) in FAULTS else []
+    return describe(found, reasons)
+
+
+def describe(found: list[Image], reasons: list[str]) -> Header:
+    """What the images of one place say as a series.
+
+    Args:
+        found: images with a size, in the order of their files.
+        reasons: what is known to be wrong already.
+
+    Raises:
+        Unreadable: unreadable_file where there is no image.
+    """
     if not found:
         raise Unreadable("unreadable_file")
     images = _choose(found, reasons)
@@ -93,6 +127,7 @@ def read_dicom(path: Path) -> Header:
         series_uid=first.get("SeriesInstanceUID"),
         acquired=acquisition_time(images),
         patient=first.get("PatientID"),
+        identity=_identity(first),
         reasons=tuple(dict.fromkeys(reasons)),
         details=_details(first),
         **facts,
@@ -107,33 +142,64 @@ def _be_quiet() -> None:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
-def _read(file: Path, reasons: list[str]) -> list[Image]:
-    """The images of a file: one, or the frames of an enhanced CT object. None of
-    anything else, nor of a damaged one, which goes to `reasons`."""
+def read_images(file: Path) -> list[Image]:
+    """The images of a file: one, or the frames of an enhanced CT object; none of a DICOM file that is no image.
+
+    Raises:
+        Unreadable: missing_file, unreadable_file (it may not be read), empty_file, not_dicom or damaged_file.
+    """
+    try:
+        with file.open("rb", buffering=0) as stream:
+            data, size = stream.read(FIRST_BYTES), os.fstat(stream.fileno()).st_size
+    except FileNotFoundError:
+        raise Unreadable("missing_file") from None
+    except OSError:
+        raise Unreadable("unreadable_file") from None
+    if not data:
+        raise Unreadable("empty_file")
+    found = scan(data, size, _wanted())
+    images = [found | {"file": file.name}] if found is not None else _read_slowly(file)
+    for image in images:
+        image["is_localizer"] = "LOCALIZER" in image.get("ImageType", "").split("\\")
+    return images
+
+
+def is_image(image: Image) -> bool:
+    """Whether there are pixels of some size."""
+    return {"Rows", "Columns"} <= image.keys()
+
+
+@functools.cache
+def _wanted() -> Wanted:
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+    tags = {int(tag_for_keyword(name) or 0): name for name in (*_TEXT, *_NUMBER, *_NUMBERS)}
+    return wanted({tag: (name, dictionary_VR(tag)) for tag, name in tags.items()})
+
+
+def _read_slowly(file: Path) -> list[Image]:
+    """By pydicom, which knows every kind of file."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
+    _be_quiet()
     try:
         with file.open("rb") as stream:
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[*TAGS])
             left = file.stat().st_size - stream.tell()  # the stream stands where the pixels begin
         syntax = dataset.file_meta.get("TransferSyntaxUID")
-        common = {
-            "file": file.name,
-            "syntax": str(syntax) if syntax else None,
-            "bytes_left": left,
-            "is_localizer": "LOCALIZER" in (dataset.get("ImageType") or ()),
-        }
+        common = {"file": file.name, "syntax": str(syntax) if syntax else None, "bytes_left": left}
         images = [_values(dataset) | common]
         if _GROUPS[1] in dataset:
-            frames = range(int(images[0].get("NumberOfFrames", 1)))
+            frames = range(min(int(images[0].get("NumberOfFrames", 1)), MOST_FRAMES))
             images = [images[0] | _frame(dataset, images[0], k) for k in frames]
     except InvalidDicomError:
-        return []
-    except Exception:  # a damaged file makes the library raise almost anything
-        reasons.append("damaged_slices")
-        return []
-    return [image for image in images if {"Rows", "Columns"} <= image.keys()]
+        raise Unreadable("not_dicom") from None
+    except MemoryError:
+        raise Unreadable("header_too_large") from None
+    except Exception as error:  # a damaged file makes the library raise almost anything
+        raise Unreadable("damaged_file") from error
+    return images
 
 
 def _values(dataset: Any) -> Image:
@@ -171,7 +237,7 @@ def _choose(found: list[Image], reasons: list[str]) -> list[Image]:
         reasons.append("localizer")
         images = single
     images = _largest(images, lambda i: i.get("SeriesInstanceUID", ""), "several_series", reasons)
-    images = _largest(images, _shape_key, "mixed_geometry", reasons)
+    images = _largest(images, shape_key, "mixed_geometry", reasons)
     once = {i.get("SOPInstanceUID", i["file"]): i for i in reversed(images)}
     if len(once) < len(images):
         reasons.append("duplicate_slices")
@@ -186,7 +252,8 @@ def _largest(images: list[Image], key: Callable[[Image], Any], reason: str, reas
     return [i for i in images if key(i) == best]
 
 
-def _shape_key(image: Image) -> tuple[Any, ...]:
+def shape_key(image: Image) -> tuple[Any, ...]:
+    """Size and orientation, which the slices of a volume share."""
     orientation = image.get("ImageOrientationPatient", ())
     return int(image["Rows"]), int(image["Columns"]), tuple(round(x, 3) + 0.0 for x in orientation)
 
@@ -239,6 +306,7 @@ def _content_reasons(images: list[Image], reasons: list[str]) -> None:
         reasons.append("not_hounsfield")  # no value lies below 0, where air does
     elif lacking:
         reasons.append("no_rescale")
+    reasons += [r for r in _kinds(images[0]) if r not in reasons]
     if any(i.get("PhotometricInterpretation") == "MONOCHROME1" for i in images):
         reasons.append("monochrome1")
     if any(i.get("SamplesPerPixel", 1) > 1 for i in images):
@@ -247,6 +315,16 @@ def _content_reasons(images: list[Image], reasons: list[str]) -> None:
         reasons.append("no_decoder")
     if any(_is_truncated(i) for i in images):
         reasons.append("truncated")
+
+
+def _kinds(image: Image) -> list[str]:
+    """Whether an image shows what was scanned, or something made of it (ImageType, PS3.3 C.7.6.1.1.2)."""
+    words = {word.strip() for word in image.get("ImageType", "").upper().split("\\")}
+    if image.get("SOPClassUID", "").startswith(SECONDARY_CAPTURE) or words & SCREENS:
+        return ["secondary_capture"]
+    if words & PROJECTIONS:
+        return ["projection"]
+    return ["derived"] if "DERIVED" in words else []
 
 
 def _hu_state(image: Image, reasons: list[str]) -> str:
@@ -299,9 +377,22 @@ def _moment(image: Image, date_tag: str, time_tag: str | None) -> Acquired | Non
     return parse_moment(date + time, date_tag) or parse_moment(date, date_tag)
 
 
+def _identity(image: Image) -> dict[str, str]:
+    """What tells whose the image is, beside the PatientID; used to compare, never stored."""
+    facts = {"sex": image.get("PatientSex"), "accession": image.get("AccessionNumber")}
+    born = image.get("PatientBirthDate", "")[:4]
+    facts["birth_year"] = born if born.isdigit() and len(born) == 4 else None
+    return {key: value for key, value in facts.items() if value}
+
+
 def _details(image: Image) -> dict[str, Any]:
     facts = {
         "body_part": image.get("BodyPartExamined"),
+        "contrast": image.get("ContrastBolusAgent"),
+        "study_description": image.get("StudyDescription"),
+        "series_description": image.get("SeriesDescription"),
+        "protocol": image.get("ProtocolName"),
+        "image_type": image.get("ImageType"),
         "manufacturer": image.get("Manufacturer"),
         "model": image.get("ManufacturerModelName"),
         "kvp": image.get("KVP"),

@@ -21,6 +21,12 @@ REASONS: Mapping[str, str] = {
     "not_hounsfield": "unusable",
     "truncated": "unusable",
     "no_decoder": "unusable",
+    "secondary_capture": "unusable",
+    "projection": "unusable",
+    "unreadable_voxels": "unusable",
+    "derived": "suspect",
+    "identity_conflict": "suspect",
+    "series_uid_reused": "suspect",
     "damaged_slices": "suspect",
     "several_series": "suspect",
     "mixed_geometry": "suspect",
@@ -80,6 +86,8 @@ class Header:
     acquired: Acquired | None = None
     patient: str | None = None
     """PatientID; used to match persons, never stored."""
+    identity: dict[str, str] = field(default_factory=dict)
+    """sex, birth_year and accession; used to compare with the person's, never stored."""
     simulated: bool = False
     details: dict[str, Any] = field(default_factory=dict)
 

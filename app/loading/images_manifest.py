@@ -1,4 +1,4 @@
-"""Which scan is whose: a manifest's records, or a folder whose files name their persons."""
+"""Which scan is whose, as a manifest says."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import InputError
 from app.loading.images_header import Acquired, parse_moment
-from app.loading.images_nifti import is_nifti
 
 COLUMNS = ("person_id", "acquired_at", "path")
-_NAMED = re.compile(r"(-?\d{1,19})(?:[_-](\d{8}(?:T?\d{4}(?:\d{2})?)?))?(?:[_.-].*)?")
 BIGINT = 2**63
 HOST_ROOT = "/"
 """Name and place of the root of scans that lie outside the manifest's folder; `--root` cannot name another one so."""
@@ -27,8 +24,7 @@ class Entry:
 
     record: int
     """From 1, header not counted."""
-    person_id: int | None
-    """None where only the scan's own header may name the person."""
+    person_id: int
     acquired: Acquired | None
     path: str
     """Relative to the root, with slashes."""
@@ -137,54 +133,3 @@ def _relative(text: str, root: Path) -> str | None:
     relative = os.path.relpath(path, root)
     outside = relative == "." or Path(relative).parts[0] == os.pardir
     return None if outside else Path(relative).as_posix()
-
-
-def match_folder(root: Path) -> Manifest:
-    """Every NIfTI file and DICOM series folder below `root`, with the person its name or header tells.
-
-    A NIfTI file is named `<person_id>…`, with the acquisition after it where no JSON file beside it tells
-    (`<person_id>_<YYYYMMDD[Thhmm[ss]]>…`), or lies in a folder whose whole name is the id. A DICOM series has the id as
-    PatientID, or is or lies in such a folder. Of several such folders the outermost counts: persons hold studies, and
-    studies series, and these are often numbers, too.
-
-    Raises:
-        InputError: there is no such file or folder.
-    """
-    manifest = Manifest()
-    for path in _scans(root):
-        manifest.size += 1
-        found = _NAMED.fullmatch(path.name) if is_nifti(path) else None
-        person_id = _person_id(found.group(1)) if found else None
-        if found is None or person_id is None:
-            folders = path.parent.parts if is_nifti(path) else path.parts
-            person_id = next((n for name in folders if (n := _person_id(name)) is not None), None)
-        moment = found.group(2) if found else None
-        acquired = parse_moment(moment, "file_name") if moment else None
-        if person_id is None and is_nifti(path):
-            manifest.refusals.append(Refusal(manifest.size, "person_id", "no_person_in_name"))
-        else:
-            manifest.entries.append(Entry(manifest.size, person_id, acquired, path.as_posix()))
-    if not manifest.size:
-        raise InputError("Expected NIfTI files or DICOM series below the folder, found none; nothing was changed.")
-    return manifest
-
-
-def _scans(root: Path, here: Path = Path(), above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Relative paths of NIfTI files and of folders with other files that may be DICOM slices, in order.
-
-    Links are followed, but not those into a folder that `here` lies in (`above`, by real paths).
-    """
-    above = above | {os.path.realpath(root / here)}
-    try:
-        visible = sorted((e for e in os.scandir(root / here) if not e.name.startswith(".")), key=lambda e: e.name)
-    except OSError:
-        return
-    files = [entry.name for entry in visible if not entry.is_dir()]
-    images = [name for name in files if is_nifti(Path(name)) and not name.lower().endswith(".img")]
-    yield from (here / name for name in images)
-    others = [n for n in files if n not in images and not n.lower().endswith((".img", ".json", ".csv", ".txt"))]
-    if others and not images and here != Path():
-        yield here
-    for entry in visible:
-        if entry.is_dir() and os.path.realpath(entry.path) not in above:
-            yield from _scans(root, here / entry.name, above)

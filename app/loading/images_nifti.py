@@ -25,6 +25,20 @@ SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 OBLIQUE = 0.1
 """Direction cosines that are off by more make a scan oblique (6 degrees)."""
 TIMES = ("AcquisitionDateTime", "AcquisitionDate", "SeriesDateTime", "SeriesDate", "StudyDateTime", "StudyDate")
+"""Keys of the JSON file that tell when, best first."""
+DETAILS = {
+    "body_part": "BodyPartExamined",
+    "contrast": "ContrastBolusAgent",
+    "study_description": "StudyDescription",
+    "series_description": "SeriesDescription",
+    "protocol": "ProtocolName",
+    "image_type": "ImageType",
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturersModelName",
+    "kvp": "KVP",
+}
+"""What is kept of the JSON file beside columns: name → key."""
+MOST_SIDECAR_BYTES = 4 << 20
 
 
 def is_nifti(path: Path) -> bool:
@@ -33,7 +47,7 @@ def is_nifti(path: Path) -> bool:
 
 
 def read_nifti(path: Path) -> Header:
-    """The header of one file, and the acquisition time of the JSON file beside it, where there is one.
+    """The header of one file, and what the JSON file beside it tells, where there is one.
 
     Raises:
         Unreadable: missing_file or unreadable_file.
@@ -60,6 +74,8 @@ def read_nifti(path: Path) -> Header:
     reasons += ["not_hounsfield"] if has_no_air or (dtype.itemsize == 1 and not rescaled) else []
     reasons += _orientation_reasons(header, unit, directions)
     reasons += ["truncated"] if _is_truncated(path, offset + math.prod(shape) * dtype.itemsize) else []
+    facts = _sidecar(path)
+    reasons += ["not_ct"] if (_text_of(facts, "Modality") or "CT") != "CT" else []
     state = "not_hu" if "not_hounsfield" in reasons else "rescaled" if rescaled else "hu" if simulated else "unknown"
     grid = shape[:3] if len(shape) >= 3 else (None, None, None)
     return Header(
@@ -71,9 +87,9 @@ def read_nifti(path: Path) -> Header:
         orientation=_codes(affine),
         hu_state=state,
         reasons=tuple(reasons),
-        acquired=_sidecar_time(path),
         simulated=simulated,
-        details={"type": str(dtype), "slope": float(slope), "intercept": float(inter)},
+        details={"type": str(dtype), "slope": float(slope), "intercept": float(inter)} | _sidecar_details(facts),
+        **_sidecar_fields(facts),
     )
 
 
@@ -168,18 +184,59 @@ def _unpacked_size(path: Path) -> int:
     return size
 
 
-def _sidecar_time(path: Path) -> Acquired | None:
-    """Acquisition time from the JSON file that converters write beside an image."""
+def _sidecar(path: Path) -> dict[str, Any]:
+    """What the JSON file says that converters write beside an image; empty where there is none."""
     name = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
     sidecar = path.with_name(Path(name).stem + ".json")
     try:
+        if sidecar.stat().st_size > MOST_SIDECAR_BYTES:
+            return {}
         facts = json.loads(sidecar.read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(facts, dict):
-        return None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _text_of(facts: dict[str, Any], key: str) -> str | None:
+    value = facts.get(key)
+    if isinstance(value, list):
+        value = "\\".join(str(part) for part in value)
+    return str(value).replace("\0", "").strip() or None if isinstance(value, str | int | float) else None
+
+
+def _sidecar_time(facts: dict[str, Any]) -> Acquired | None:
+    """The acquisition by the best key that holds a time; a day's time of day may stand in a key of its own."""
     for key in TIMES:
         value = facts.get(key)
-        if isinstance(value, str) and (found := parse_moment(value, key)):
+        if not isinstance(value, str):
+            continue
+        clock = facts.get(key.removesuffix("Date") + "Time") if key.endswith("Date") else None
+        joined = f"{value.strip()}T{clock.strip()}" if isinstance(clock, str) else value
+        if found := parse_moment(joined, key) or parse_moment(value, key):
             return found
     return None
+
+
+def _sidecar_fields(facts: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a header that only the JSON file knows."""
+    thickness = facts.get("SliceThickness")
+    born = _text_of(facts, "PatientBirthDate") or ""
+    identity = {
+        "sex": _text_of(facts, "PatientSex"),
+        "accession": _text_of(facts, "AccessionNumber"),
+        "birth_year": born[:4] if born[:4].isdigit() and len(born) >= 4 else None,
+    }
+    return {
+        "acquired": _sidecar_time(facts),
+        "kernel": _text_of(facts, "ConvolutionKernel"),
+        "slice_thickness_mm": float(thickness) if isinstance(thickness, int | float) else None,
+        "study_uid": _text_of(facts, "StudyInstanceUID"),
+        "series_uid": _text_of(facts, "SeriesInstanceUID"),
+        "patient": _text_of(facts, "PatientID"),
+        "identity": {key: value for key, value in identity.items() if value},
+    }
+
+
+def _sidecar_details(facts: dict[str, Any]) -> dict[str, Any]:
+    found = {name: _text_of(facts, key) for name, key in DETAILS.items()}
+    return {name: value for name, value in found.items() if value}

@@ -17,7 +17,8 @@ from app.errors import InputError
 from app.loading import images, omop
 from app.loading.extract import find_extract
 from app.loading.images_header import Header
-from app.loading.images_manifest import Entry, Manifest, Refusal
+from app.loading.images_manifest import Entry, Refusal
+from app.loading.images_read import read_paths
 from app.loading.inspect_files import OPTIONAL, REQUIRED, Sheet, Study, facts, find, person_id, read, studies
 from app.loading.inspect_labels import UNITS, Released, Unit, labels, unit_of
 from app.store import released as store
@@ -152,12 +153,9 @@ def load_scans(work: Work, options: Options, sheets: Mapping[str, Sheet], found:
     request = images.read_request(args | {"allow_shrink": bool(work.args.get("allow_shrink"))})
     request = replace(request, root=ROOT)
     mapping = sheets["study_mapping"]
-    manifest = Manifest(
-        entries=[Entry(study.record, study.person_id, study.acquired, study.path) for study in found],
-        refusals=[Refusal(record, column, rule) for record, column, rule in mapping.refused],
-        size=mapping.file.records,
-    )
-    headers = images.read_headers(work, request, manifest.entries)
+    entries = [Entry(study.record, study.person_id, study.acquired, study.path) for study in found]
+    refusals = [Refusal(record, column, rule) for record, column, rule in mapping.refused]
+    headers = read_paths(work, (request.locate(entry) for entry in entries))
     known = facts(sheets.get("series_metadata"), sheets.get("study_metadata"))
     for study in found:
         path = request.locate(Entry(study.record, study.person_id, None, study.path))
@@ -165,8 +163,9 @@ def load_scans(work: Work, options: Options, sheets: Mapping[str, Sheet], found:
         if isinstance(header, Header) and (told := known.get(study.image_id)):
             thickness = header.slice_thickness_mm or told.thickness_mm
             headers[path] = replace(header, slice_thickness_mm=thickness, kernel=header.kernel or told.kernel)
-    scans, refusals = images.resolve(work, request, manifest, headers)
-    return images.publish(work, request, mapping.file, scans, refusals)
+    candidates = [images.candidate_of(request, entry, headers[request.locate(entry)]) for entry in entries]
+    scans, refusals, tally = images.resolve(work, request, candidates, refusals, None)
+    return images.publish(work, request, mapping.file, scans, refusals, tally)
 
 
 def judge_splits(sheet: Sheet, known: set[int]) -> dict[int, str]:

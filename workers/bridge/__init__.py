@@ -81,6 +81,8 @@ class Scan:
     """nifti (a file) or dicom (a folder)."""
     path: Path
     image_key: str
+    files: tuple[Path, ...] = ()
+    """The series' own files, where its folder holds others, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,7 +225,7 @@ def read_members(connection: Connection, cohort_id: int) -> Members:
 
 _SCANS = """
 SELECT DISTINCT i.image_occurrence_id, i.person_id, i.format, i.root, i.path, i.image_key,
-       s.details -> 'roots' ->> i.root AS folder
+       i.details -> 'files' AS files, s.details -> 'roots' ->> i.root AS folder
 FROM label.cohort_member m
 JOIN omop.image_occurrence i USING (image_occurrence_id)
 JOIN ops.load l ON l.load_id = i.load_id
@@ -251,7 +253,8 @@ def read_scans(connection: Connection, settings: Settings, cohort_id: int) -> li
                 f"Expected LACHESIS_ROOT_{row['root'].upper()} to name the folder of the scans under the root "
                 f"{row['root']!r}, found neither it nor a folder kept when they were loaded; set it on this host."
             )
-        if Path(row["path"]).is_absolute() or ".." in Path(row["path"]).parts:
+        own = [Path(name) for name in row["files"] or ()]
+        if any(path.is_absolute() or ".." in path.parts for path in (Path(row["path"]), *own)):
             raise InputError(f"Expected scans inside their root, found one outside of {row['root']!r}; load it again.")
         scans.append(
             Scan(
@@ -260,6 +263,7 @@ def read_scans(connection: Connection, settings: Settings, cohort_id: int) -> li
                 format=row["format"],
                 path=Path(folder) / row["path"],
                 image_key=row["image_key"],
+                files=tuple(Path(folder) / path for path in own),
             )
         )
     return scans

@@ -6,7 +6,7 @@ import csv
 import datetime as dt
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 
 from app.errors import Cancelled, InputError
 from app.loading.images import load
+from app.loading.images_pool import HeaderPool, Job
 from app.loading.simulate import simulate
 from app.store.loads import LoadRow, open_source, record_load
 from app.store.work import InlineWork
@@ -288,16 +289,20 @@ def test_an_upsert_adds_and_keeps_what_it_does_not_name(
 def test_every_distinct_path_is_read_once(
     engine: Engine, work: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.loading import images
+    read: list[str] = []
+    original = HeaderPool.read
 
-    read: list[Path] = []
-    original = images.read_header
-    monkeypatch.setattr(images, "read_header", lambda path: read.append(path) or original(path))
+    def counted(pool: HeaderPool, jobs: Iterable[Job]) -> Any:
+        kept = list(jobs)
+        read.extend(path for _, _, path in kept)
+        return original(pool, kept)
+
+    monkeypatch.setattr(HeaderPool, "read", counted)
     add_persons(engine, list(range(50)))
     manifest = write_manifest(folder / "m.csv", *(f"{p},2015-02-03T10:11:12,b" for p in range(50)))
     result = load(work(path=str(manifest), arbitrary_pairing=True))
     assert result["loaded"] == 50
-    assert len(read) == 1
+    assert len(read) == len(set(read)) == 12
     (source,) = query(engine, "SELECT arbitrary_pairing FROM ops.source WHERE name = 'images'")
     assert source["arbitrary_pairing"]
 
