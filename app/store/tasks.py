@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
-from app.store import entropy, names
+from app.store import entropy, entropy_counts, names
 from app.store.codes import resolve
 from app.store.work import Work
 from app.tasks.spec import TaskSpec
@@ -59,11 +59,12 @@ def build(work: Work) -> dict[str, Any]:
     if (size is None) == (not specs):
         raise InputError("Expected either a size or specs of the tasks; give one of the two.")
     with work.connect() as connection:
+        connection = connection.execution_options(isolation_level="REPEATABLE READ")
         cohort = names.find(connection, "cohort", str(args.get("cohort")))
         if size is None:
             chosen = given(connection, specs, allow_absent=bool(args.get("allow_absent")), ban=args.get("ban"))
         else:
-            chosen = by_entropy(connection, cohort, int(size), args.get("ban"))
+            chosen = by_entropy(work, connection, cohort, int(size), args.get("ban"))
         connection.rollback()
     work.check()
     if size is not None and len(chosen.specs) < size:
@@ -89,13 +90,15 @@ def given(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bo
     return TaskSet(kind="clinical", specs=specs, resolved=resolved, definition={"given": [s.name for s in specs]})
 
 
-def by_entropy(connection: Connection, cohort: names.Version, size: int, ban: str | None) -> TaskSet:
+def by_entropy(work: Work, connection: Connection, cohort: names.Version, size: int, ban: str | None) -> TaskSet:
     """The `size` most informative tasks, by the train persons of a cohort."""
     if not 1 <= size <= MAX_TASKS:
         raise InputError(f"Expected a size from 1 to {MAX_TASKS:,}, got {size:,}.")
     ban_set = names.find(connection, "task set", ban) if ban else None
     banned = entropy.banned_by(connection, ban_set.id) if ban_set else set()
-    counts, persons = entropy.count(connection, cohort.id)
+    counts, persons = entropy_counts.count(
+        connection, cohort.id, lambda done, total: work.progress(done, total, "persons", "weigh")
+    )
     candidates = entropy.weigh(counts, persons, size, banned)
     chosen = [c.concept_id for c in candidates if c.verdict == "chosen"]
     specs = pretraining_specs(connection, chosen)

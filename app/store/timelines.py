@@ -93,6 +93,45 @@ def _row(person: int, times: bytes, concepts: bytes) -> bytes:
     )
 
 
+READ = "SELECT person_id, times, concepts FROM omop.timeline WHERE person_id = ANY(%s) ORDER BY person_id"
+
+
+def read(
+    connection: Connection, persons: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """Packed events of `persons` (ascending, each once), one after the other.
+
+    Returns:
+        where each person's events begin (persons + 1,), coded times and concepts (events,).
+    """
+    from app.store.session import raw
+
+    rows = raw(connection).cursor(binary=True).execute(READ, (persons.tolist(),)).fetchall()
+    counts = np.zeros(len(persons), np.int64)
+    if rows:
+        found = np.searchsorted(persons, np.array([row[0] for row in rows], np.int64))
+        counts[found] = [len(row[2]) // 4 for row in rows]
+    return (
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        np.frombuffer(b"".join(row[1] for row in rows), "<i8").astype(np.int64, copy=False),
+        np.frombuffer(b"".join(row[2] for row in rows), "<i4").astype(np.int32, copy=False),
+    )
+
+
+NUM_EVENTS = "SELECT person_id, num_events FROM omop.timeline WHERE person_id = ANY(%s) ORDER BY person_id"
+
+
+def num_events(connection: Connection, persons: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(persons,) how many events each of `persons` (ascending, each once) has."""
+    from app.store.session import raw
+
+    counts = np.zeros(len(persons), np.int64)
+    rows = raw(connection).cursor(binary=True).execute(NUM_EVENTS, (persons.tolist(),)).fetchall()
+    if rows:
+        counts[np.searchsorted(persons, np.array([row[0] for row in rows], np.int64))] = [row[1] for row in rows]
+    return counts
+
+
 def delete_timelines(connection: Connection, load_ids: list[int]) -> None:
     """Drop the timelines of the persons that some loads brought."""
     from sqlalchemy import text

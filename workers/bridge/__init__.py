@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import InputError, StoreError
-from app.store import names
+from app.store import names, timelines
 from ml.labelling import LabelArrays, Sparse
 
 if TYPE_CHECKING:
@@ -269,20 +269,8 @@ def read_scans(connection: Connection, settings: Settings, cohort_id: int) -> li
     return scans
 
 
-_TIMELINES = "SELECT person_id, times, concepts FROM omop.timeline WHERE person_id = ANY(%s) ORDER BY person_id"
-
-
 def read_timelines(connection: Connection, persons: Sequence[int] | NDArray[np.int64]) -> Timelines:
     """Packed events of `persons` (ascending); a person without events has an empty stretch."""
     person = np.unique(np.asarray(persons, np.int64))
-    rows = binary_cursor(connection).execute(_TIMELINES, (person.tolist(),)).fetchall()
-    counts = np.zeros(len(person), np.int64)
-    if rows:
-        found = np.searchsorted(person, np.array([row[0] for row in rows], np.int64))
-        counts[found] = [len(row[2]) // 4 for row in rows]
-    return Timelines(
-        person=person,
-        ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        time=np.frombuffer(b"".join(row[1] for row in rows), "<i8").astype(np.int64, copy=False),
-        concept=np.frombuffer(b"".join(row[2] for row in rows), "<i4").astype(np.int32, copy=False),
-    )
+    ptr, time, concept = timelines.read(connection, person)
+    return Timelines(person=person, ptr=ptr, time=time, concept=concept)
