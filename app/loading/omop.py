@@ -216,7 +216,7 @@ def _judge(
         work.progress(done, total, "rows", "moving dates")
         _shift(connection, judged, options, options.shift)
     context.fill(connection, known, judged)
-    know(connection, work.settings, known.release)
+    know(connection, judged, work.settings, known.release)
     periods = "observation_period" in judged or bool(known.periods)
     make_life(connection, periods=periods, deaths="death" in judged or bool(known.deaths))
     for table, one_judged in judged.items():

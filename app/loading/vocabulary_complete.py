@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from app.loading import rows, vocabulary_kept
 from app.loading.cdm import EVENTS, VOCABULARY
-from app.loading.validate import one
+from app.loading.validate import Judged, one
 from app.loading.vocabulary_counts import count_concepts, covers
 from app.store.vocabulary import Release, current_release, mark_completed, to_complete
 
@@ -119,12 +119,19 @@ def target(
     return Target(table, staged, names, chunks, before=before, after=after)
 
 
-def know(decoder: duckdb.DuckDBPyConnection, settings: Settings, release: Release | None) -> None:
-    """Let `known_concept` hold what the release has, too, before events are judged: publishing will bring it."""
-    if release is None:
+def know(
+    decoder: duckdb.DuckDBPyConnection, judged: Mapping[str, Judged], settings: Settings, release: Release | None
+) -> None:
+    """Let `known_concept` hold what the release has of the concepts that events name: publishing will bring it."""
+    tables = [table for table, found in judged.items() if table in EVENTS and found.num_loaded]
+    if release is None or not tables:
         return
     vocabulary_kept.views(decoder, settings, release)
-    decoder.execute(
-        "INSERT INTO known_concept SELECT concept_id FROM k_concept k "
-        "WHERE concept_id NOT IN (SELECT concept_id FROM known_concept)"
+    named = " UNION ".join(
+        f"SELECT {column} FROM t_{table}" for table in tables for column in ("concept_id", "source_concept_id")
     )
+    decoder.execute(
+        f"CREATE OR REPLACE TABLE v_named AS SELECT concept_id FROM ({named}) n (concept_id) "
+        "ANTI JOIN known_concept USING (concept_id)"
+    )
+    decoder.execute("INSERT INTO known_concept SELECT concept_id FROM k_concept SEMI JOIN v_named USING (concept_id)")

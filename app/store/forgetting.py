@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import StoreError
+from app.store.vocabulary import recount
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -208,6 +209,10 @@ def remove_rows(connection: Connection) -> dict[str, int]:
     """Delete them; how many of each table. Counts that were stored are brought down first."""
     _count_down_labels(connection)
     _count_down_loads(connection)
+    sources = connection.exec_driver_sql(
+        "SELECT DISTINCT l.source_id FROM ops.load l JOIN omop.person p USING (load_id) "
+        "WHERE p.person_id IN (SELECT person_id FROM gone_person)"
+    ).all()
     counts = {}
     for table, column in tables(connection):
         counts[table] = int(connection.exec_driver_sql(f"DELETE FROM {table} WHERE {_gone(column)}").rowcount)
@@ -216,6 +221,8 @@ def remove_rows(connection: Connection) -> dict[str, int]:
         "AND row_key IN (SELECT person_id::text FROM gone_person)"
     )
     counts["ops.reject (keys)"] = int(blanked.rowcount)
+    for (source_id,) in sources:
+        recount(connection, source_id)
     return {table: count for table, count in counts.items() if count}
 
 

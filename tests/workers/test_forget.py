@@ -190,12 +190,18 @@ def test_nothing_of_the_forgotten_is_left_and_all_of_the_others(
     whole: Whole, tmp_path: Path, work: Make, engine: Engine, settings: Settings
 ) -> None:
     others = rows(engine, OTHERS, gone=list(GONE))
+    assert one(engine, "SELECT sum(num_events) FROM omop.concept_count") == one(
+        engine, "SELECT count(*) FROM omop.event"
+    )
     assert len(mentions(engine, str(GONE[0]))) > 8
     result = forget(work(path=listed(tmp_path, *GONE, 123_456)))
     assert (result["given"], result["found"], result["checkpoints"]) == (3, 2, ["trained"])
     for person in GONE:
         assert mentions(engine, str(person)) == []
     assert rows(engine, OTHERS, gone=list(GONE)) == others
+    assert one(engine, "SELECT sum(num_events) FROM omop.concept_count") == one(
+        engine, "SELECT count(*) FROM omop.event"
+    )
     assert result["rows"]["omop.event"] == 10 and result["rows"]["omop.image_occurrence"] == 2
     assert result["rows"]["label.tte"] == result["rows"]["model.prediction"] == 2
     assert result["files"] == {"artifacts": 2, "volumes": 1, "csv rows": 1}
