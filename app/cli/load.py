@@ -26,7 +26,7 @@ def load_omop(
     path: Annotated[
         str,
         typer.Argument(
-            help="Folder of OMOP CDM 5.2 to 5.4 files, or a Postgres: service=NAME or postgresql://user@host/db."
+            help="Folder or zip of OMOP CDM 5.2 to 5.4 files, or a Postgres: service=NAME or postgresql://user@host/db."
         ),
     ],
     source: Source = None,
@@ -46,6 +46,23 @@ def load_omop(
     delimiter: Annotated[
         str | None, typer.Option(help="Delimiter of the text files, where the header does not tell.")
     ] = None,
+    null: Annotated[
+        str | None,
+        typer.Option(help="Text of a missing value, in text columns, too; elsewhere \\N and NULL are known."),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of the text files, such as windows-1252; UTF-8 and UTF-16 are told.")
+    ] = None,
+    quote: Annotated[str | None, typer.Option(help="Quote character of the text files, or none.")] = None,
+    cdm: Annotated[
+        str | None, typer.Option(help="5.2, 5.3 or 5.4: the order of columns in files without a header.")
+    ] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option(
+            help="Zone, such as America/New_York, to whose clock times with a zone are set; else theirs stays."
+        ),
+    ] = None,
     shift_dates: ShiftDates = None,
     cdm_schema: Annotated[str | None, typer.Option(help="Of a database: the schema of the CDM's tables.")] = None,
     vocabulary_schema: Annotated[
@@ -62,6 +79,8 @@ def load_omop(
       lachesis load omop /data/omop_2026_11 --source hospital
       lachesis load omop service=warehouse --cdm-schema cdm_54 --vocabulary-schema vocab
     """
+    from app.loading.dialect import Reading
+
     one_of("--mode", mode, ("snapshot",))
     args: dict[str, Any] = {
         "what": "omop",
@@ -73,8 +92,14 @@ def load_omop(
         "data_cut": iso_date("--data-cut", data_cut),
         "midnight_is_time": midnight_is_time,
         "delimiter": delimiter,
+        "null": null,
+        "encoding": encoding,
+        "quote": quote,
+        "cdm": cdm,
+        "timezone": timezone,
         "shift_dates": key_file(shift_dates),
     }
+    Reading.of(args)
     queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 
 

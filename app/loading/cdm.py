@@ -1,6 +1,6 @@
-"""OMOP CDM 5.3 and 5.4 as this loader reads it: the tables, their columns, and where an event's parts stand.
+"""OMOP CDM 5.2 to 5.4 as this loader reads it: the tables, their columns, and where an event's parts stand.
 
-Columns are those of both versions' field lists (https://ohdsi.github.io/CommonDataModel/), so that a header cell is
+Columns are those of all versions' field lists (https://ohdsi.github.io/CommonDataModel/), so that a header cell is
 known by name whichever version wrote it.
 """
 
@@ -227,7 +227,18 @@ COLUMNS: dict[str, frozenset[str]] = {
     **{name: frozenset(columns.split()) for name, columns in _COLUMNS.items()},
     **{table.name: frozenset(name for name, _ in table.columns) for table in VOCABULARY_TABLES},
 }
-"""Every column of every table that is read, of both versions."""
+"""Every column of every table that is read, of all versions."""
+
+TEXT_COLUMNS: dict[str, dict[str, str]] = {
+    "person": {"person_source_value": "words"},
+    "cdm_source": dict.fromkeys(("cdm_source_name", "cdm_holder", "cdm_version", "vocabulary_version"), "words"),
+    **{
+        table.name: {name: "" for name, kind in table.columns if kind == "text" and name not in table.optional}
+        for table in VOCABULARY_TABLES
+    },
+}
+"""Columns whose text may be `NULL` or `None` and mean it, with the macro that tells missing values; none where no text
+is missing: a vocabulary's names and codes always have a value."""
 
 OTHER_TABLES = frozenset(
     [

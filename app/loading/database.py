@@ -148,7 +148,9 @@ def read_database(work: Work, database: Database, folder: Path, used: Mapping[st
             raise InputError(_refusal(error)) from None
     return Extract(
         files={table: [file] for table, file in files.items()},
-        ignored=sorted(found.table for found in tables if found.table not in COLUMNS),
+        ignored={
+            found.table: [] for found in sorted(tables, key=lambda found: found.table) if found.table not in COLUMNS
+        },
         unknown=[],
     )
 

@@ -6,17 +6,20 @@ keeps the order of insertion; with the records known to be broken it gives back 
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
-from app.loading.extract import NAMES, TableFile
+from app.loading.cdm import TEXT_COLUMNS
+from app.loading.dialect import NO_QUOTE, Reading, dialect_words, head_of, looks_quoted
+from app.loading.extract import TableFile
+from app.loading.places import Stage
 from app.loading.records import Scan, scan
 from app.loading.repair import repair
+from app.loading.zones import zone_macro
 from app.store.loads import FileRecord
 
 if TYPE_CHECKING:
@@ -26,29 +29,46 @@ MEMORY_LIMIT = "2GB"
 
 MACROS = r"""
 CREATE TABLE forgotten_person (person_id BIGINT);
-CREATE MACRO blank(x) AS CASE WHEN x IN ('', '\N', 'NULL', 'null') THEN NULL ELSE x END;
-CREATE MACRO strict_int(x) AS
-    CASE WHEN CAST(TRY_CAST(x AS BIGINT) AS VARCHAR) = x THEN TRY_CAST(x AS BIGINT) END;
+CREATE MACRO strict_int(x) AS CASE
+    WHEN CAST(TRY_CAST(x AS BIGINT) AS VARCHAR) = x THEN TRY_CAST(x AS BIGINT)
+    WHEN regexp_full_match(x, '-?(0|[1-9][0-9]{0,15})[.]0+') THEN exact_int(x) END;
 CREATE MACRO loose_int(x) AS CASE
     WHEN CAST(TRY_CAST(x AS BIGINT) AS VARCHAR) = x THEN TRY_CAST(x AS BIGINT)
-    WHEN regexp_full_match(x, '[+-]?[0-9]{1,19}([.]0*)?') THEN TRY_CAST(regexp_extract(x, '[+-]?[0-9]+') AS BIGINT) END;
+    WHEN regexp_full_match(x, '[+-]?[0-9]{1,19}') THEN TRY_CAST(x AS BIGINT)
+    WHEN regexp_full_match(x, '[+-]?[0-9]{1,16}[.]0*') THEN exact_int(x) END;
 CREATE MACRO concept(x) AS CASE WHEN loose_int(x) BETWEEN 0 AND 2147483647 THEN CAST(loose_int(x) AS INTEGER) END;
 CREATE MACRO clock(x) AS regexp_extract(x,
-    '^([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]((?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:[.][0-9]{1,9})?)?)'
-    || ' ?(?:Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?$', ['day', 'time']);
+    '^([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]((?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:[.][0-9]{1,6})?)?)[0-9]{0,3}'
+    || ' ?(?:Z|z|UTC|([+-])([0-9]{2})(?::?([0-9]{2}))?)?$', ['day', 'time', 'sign', 'hours', 'minutes']);
+CREATE MACRO zoned(x) AS regexp_matches(x, '(Z|z|UTC|:[0-9.]+ ?[+-][0-9]{2}(:?[0-9]{2})?)$');
+CREATE MACRO ahead(c) AS to_minutes(CASE WHEN c.hours = '' THEN 0 ELSE
+    CASE c.sign WHEN '-' THEN -1 ELSE 1 END * (CAST(c.hours AS INTEGER) * 60 + CAST('0' || c.minutes AS INTEGER)) END);
+CREATE MACRO wall(x) AS TRY_CAST(clock(x).day || ' ' || clock(x).time AS TIMESTAMP);
 CREATE MACRO moment(x) AS CASE
     WHEN x LIKE '____-__-__ __:__:__' AND substr(x, 12, 2) < '24' THEN TRY_CAST(x AS TIMESTAMP)
     WHEN x LIKE '____-__-__' THEN CAST(TRY_CAST(x AS DATE) AS TIMESTAMP)
     WHEN length(x) = 8 AND regexp_full_match(x, '[0-9]{8}') THEN try_strptime(x, '%Y%m%d')
-    WHEN clock(x).day <> '' THEN TRY_CAST(clock(x).day || ' ' || clock(x).time AS TIMESTAMP) END;
+    WHEN clock(x).day <> '' THEN there(x) END;
 CREATE MACRO in_range(t) AS t >= TIMESTAMP '1800-01-01' AND t < TIMESTAMP '2301-01-01';
 CREATE MACRO is_midnight(t) AS t = date_trunc('day', t);
 CREATE MACRO end_of_day(t) AS date_trunc('day', t) + INTERVAL 86399 SECOND;
 CREATE MACRO number(x) AS CASE WHEN isfinite(TRY_CAST(x AS FLOAT)) THEN TRY_CAST(x AS FLOAT) END;
 """
-"""Whom to leave out (see `forgotten`), and how text becomes values.
+"""Whom to leave out (see `forgotten`), and how text becomes values. Fractions are cut, never rounded; `there` is what a zone behind a time does to it."""
 
-Times lose their zone and keep their wall clock: naive local time, as OMOP has it."""
+EXACT_INT = r"""
+CREATE MACRO exact_int(x) AS CASE
+    WHEN abs(TRY_CAST(regexp_extract(x, '[+-]?[0-9]+') AS BIGINT)) < 9007199254740992
+    THEN TRY_CAST(regexp_extract(x, '[+-]?[0-9]+') AS BIGINT) END;
+"""
+"""Whole numbers with a decimal point have mostly been floating-point numbers: from 2^53 on they may be any other."""
+
+HERE = "zone_here"
+
+
+def missing(names: Iterable[str]) -> str:
+    """SQL list of the texts that are no value."""
+    return ", ".join(sql_text(name) for name in dict.fromkeys(("", *names)))
 
 
 @dataclass(slots=True)
@@ -91,8 +111,13 @@ class Decoded:
         return found.file.name, found.record_number(row)
 
 
-def open_decoder(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB of one's own, that spills into `folder` and knows the parsing rules."""
+def open_decoder(folder: Path, reading: Reading = Reading()) -> duckdb.DuckDBPyConnection:  # noqa: B008
+    """A DuckDB of one's own, that spills into `folder` and knows the parsing rules.
+
+    Args:
+        folder: where it spills.
+        reading: which texts are missing values, and the zone whose clock times with a zone are to show.
+    """
     import duckdb
 
     connection = duckdb.connect(":memory:")
@@ -101,8 +126,23 @@ def open_decoder(folder: Path) -> duckdb.DuckDBPyConnection:
     spill.mkdir(exist_ok=True)
     connection.execute("SET temp_directory = $1", [str(spill)])
     connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
-    connection.execute(MACROS)
+    know_rules(connection, reading)
     return connection
+
+
+def know_rules(connection: duckdb.DuckDBPyConnection, reading: Reading = Reading()) -> None:  # noqa: B008
+    """Make the macros that turn text into values."""
+    words = ("\\N",) if reading.null is None else ("\\N", reading.null)
+    connection.execute(f"CREATE MACRO blank(x) AS CASE WHEN x IN ({missing(reading.nulls)}) THEN NULL ELSE x END")
+    connection.execute(f"CREATE MACRO words(x) AS CASE WHEN x IN ({missing(words)}) THEN NULL ELSE x END")
+    there = "wall(x)"
+    if reading.timezone is not None:
+        connection.execute(zone_macro(reading.timezone, HERE))
+        there = f"CASE WHEN zoned(x) THEN {HERE}(wall(x) - ahead(clock(x))) ELSE wall(x) END"
+    connection.execute(EXACT_INT)
+    connection.execute("CREATE MACRO there(x) AS NULL")
+    connection.execute(MACROS)
+    connection.execute(f"CREATE OR REPLACE MACRO there(x) AS {there}")
 
 
 def query_batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Iterator[Any]:
@@ -111,23 +151,62 @@ def query_batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) 
     yield from relation.to_arrow_reader(rows)
 
 
-def examine(file: TableFile, check: Callable[[], None]) -> tuple[FileRecord, Scan | None]:
-    """Count a file's records without DuckDB: our own counter for text, the footer's own word for Parquet."""
+def examine(file: TableFile, check: Callable[[], None], stage: Stage | None = None) -> tuple[FileRecord, Scan | None]:
+    """Count a file's records without DuckDB: our own counter for text, the footer's own word for Parquet.
+
+    Args:
+        file: what to read.
+        check: called between blocks; may raise to stop.
+        stage: where text that is not UTF-8, or packed by zstd, is written anew; needed for such files alone.
+    """
     if file.delimiter is not None:
-        found = scan(file.path, file.name, file.delimiter, check)
-        quoting = found.quoted and not (found.malformed and file.delimiter == "\t")
-        records = (found.records if quoting else found.lines) - 1
-        dialect = f"{NAMES.get(file.delimiter, file.delimiter)}{', quoted' if quoting else ''}"
-        return FileRecord(name=file.name, sha256=found.sha256, size=found.size, records=records, dialect=dialect), found
+        return _examine_text(file, file.delimiter, check, stage)
     import hashlib
 
+    import pyarrow
     import pyarrow.parquet
 
     with file.path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    records = pyarrow.parquet.read_metadata(file.path).num_rows
+    try:
+        records = pyarrow.parquet.read_metadata(file.path).num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(
+            f"Expected a whole Parquet file in {file.name}, found another or a damaged one; copy it."
+        ) from error
     size = file.path.stat().st_size
     return FileRecord(name=file.name, sha256=digest, size=size, records=records, dialect="parquet"), None
+
+
+def _examine_text(
+    file: TableFile, delimiter: str, check: Callable[[], None], stage: Stage | None
+) -> tuple[FileRecord, Scan]:
+    mark = '"' if file.quote in (None, NO_QUOTE) else str(file.quote)
+    found = scan(
+        file.path,
+        file.name,
+        delimiter,
+        check,
+        quote=mark,
+        encoding=file.encoding,
+        spool=stage.new if stage else None,
+    )
+    quoting = found.quoted and file.quote != NO_QUOTE
+    if quoting and found.malformed and file.quote is None:
+        head = head_of(found.path, file.name).decode("utf-8", "replace")
+        quoting = delimiter != "\t" and looks_quoted(head, delimiter, mark)
+    found = replace(found, quote=mark if quoting else None)
+    records = (found.records if quoting else found.lines) - (file.version is None)
+    dialect = dialect_words(
+        delimiter=delimiter,
+        quoted=quoting,
+        quote=mark,
+        encoding=file.encoding,
+        line_end=found.line_end,
+        version=file.version,
+        nulls=list(file.nulls),
+    )
+    return FileRecord(name=file.name, sha256=found.sha256, size=found.size, records=records, dialect=dialect), found
 
 
 def sql_text(value: str) -> str:
@@ -140,27 +219,31 @@ def sql_name(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
-def csv_source(path: Path, width: int, delimiter: str, *, quoted: bool, line_end: str, zipped: bool) -> str:
+def csv_source(
+    path: Path, width: int, delimiter: str, *, quote: str | None, line_end: str, zipped: bool, header: bool = True
+) -> str:
     """A reader of a text file in a dialect that is stated in full; columns are c0, c1, …, all text."""
     columns = ", ".join(f"c{i}: 'VARCHAR'" for i in range(width))
-    mark = "'\"'" if quoted else "''"
+    mark = sql_text(quote or "")
     end = line_end.replace("\r", "\\r").replace("\n", "\\n")
     return (
-        f"read_csv({sql_text(str(path))}, auto_detect = false, header = true, delim = {sql_text(delimiter)}, "
+        f"read_csv({sql_text(str(path))}, auto_detect = false, header = {str(header).lower()}, "
+        f"delim = {sql_text(delimiter)}, "
         f"quote = {mark}, escape = {mark}, new_line = '{end}', columns = {{{columns}}}, "
         f"compression = '{'gzip' if zipped else 'none'}', encoding = 'utf-8')"
     )
 
 
-def parquet_text(cell: str, kind: str) -> str:
-    """A Parquet column as the text a CSV file would hold."""
+def parquet_text(cell: str, kind: str, zones: Mapping[str, str]) -> str:
+    """A Parquet column as the text a CSV file would hold; `zones` names the function of each zone's clock."""
     name = sql_name(cell)
     if kind.startswith("timestamp") and "tz=" in kind:
-        zone = kind.split("tz=", 1)[1].rstrip("]")
-        if fixed := re.fullmatch(r"([+-])(\d\d):(\d\d)", zone):
-            shift = f"INTERVAL '{fixed[1]}{int(fixed[2]) * 60 + int(fixed[3])} minutes'"
-            return f"CAST(timezone('UTC', CAST({name} AS TIMESTAMPTZ)) + {shift} AS VARCHAR)"
-        return f"CAST(timezone({sql_text(zone)}, CAST({name} AS TIMESTAMPTZ)) AS VARCHAR)"
+        moment = f"timezone('UTC', CAST({name} AS TIMESTAMPTZ))"
+        return f"CAST({zones[kind.split('tz=', 1)[1].rstrip(']')]}({moment}) AS VARCHAR)"
+    if kind.startswith("timestamp[ns"):  # cut to microseconds, also before 1970
+        return (
+            f"CAST(make_timestamp(epoch_ns({name}) // 1000 - CAST(epoch_ns({name}) % 1000 < 0 AS BIGINT)) AS VARCHAR)"
+        )
     if kind.startswith("timestamp"):
         return f"CAST(CAST({name} AS TIMESTAMP) AS VARCHAR)"
     if kind in ("double", "float", "halffloat"):  # whole numbers that a float holds exactly are written as such
@@ -179,9 +262,18 @@ def parquet_text(cell: str, kind: str) -> str:
 class Decoder:
     """Decodes files one after the other; symlinks keep paths with wildcard characters out of DuckDB's hands."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, folder: Path, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        folder: Path,
+        check: Callable[[], None],
+        timezone: str | None = None,
+    ) -> None:
         self.connection, self.folder, self.check = connection, folder, check
+        self.timezone = timezone
         self.count = 0
+        self.zones: dict[str, str] = {}
+        """Functions that show the clock of a Parquet column's zone."""
 
     def _link(self, path: Path) -> Path:
         self.count += 1
@@ -206,6 +298,10 @@ class Decoder:
             self.check()
             read = ReadFile(file, record, first_row=sum(f.rows for f in decoded.files))
             self._read(name, read, found, select, first=not decoded.files)
+            if file.path.stat().st_size != record.size:
+                raise InputError(
+                    f"Expected {file.name} to stay as it is, found it changed while it was read; try again."
+                )
             decoded.files.append(read)
         return decoded
 
@@ -224,7 +320,7 @@ class Decoder:
         else:
             rows = None
             texts = {c: f"c{i}" for i, c in enumerate(read.file.columns) if c is not None}
-            if found.plain or (read.file.delimiter == "\t" and found.malformed and not found.has_nul):
+            if found.plain or (found.quote is None and found.line_end != "mixed" and not found.has_nul):
                 try:
                     rows = self._insert(name, self._csv(read, found), texts, select, first=first)
                 except duckdb.Error:
@@ -244,28 +340,39 @@ class Decoder:
     def _csv(self, read: ReadFile, found: Scan) -> str:
         file = read.file
         return csv_source(
-            self._link(file.path),
+            self._link(found.path),
             len(file.cells),
             str(file.delimiter),
-            quoted="quoted" in read.record.dialect,
+            quote=found.quote,
             line_end=found.line_end,
-            zipped=file.path.suffix.lower() == ".gz",
+            zipped=found.zipped,
+            header=file.version is None,
         )
 
-    @staticmethod
-    def _parquet(file: TableFile) -> dict[str, str]:
+    def _parquet(self, file: TableFile) -> dict[str, str]:
+        for kind in file.types:
+            if kind.startswith("timestamp") and "tz=" in kind:
+                self._add_zone(kind.split("tz=", 1)[1].rstrip("]"))
         return {
-            column: parquet_text(cell, kind)
+            column: parquet_text(cell, kind, self.zones)
             for column, cell, kind in zip(file.columns, file.cells, file.types, strict=True)
             if column is not None
         }
+
+    def _add_zone(self, zone: str) -> None:
+        """A function for the clock of a zone, or of the one that was asked for."""
+        if zone not in self.zones:
+            self.zones[zone] = HERE if self.timezone else f"zone_{len(self.zones)}"
+            if not self.timezone:
+                self.connection.execute(zone_macro(zone, self.zones[zone]))
 
     def _insert(self, name: str, source: str, texts: dict[str, str], select: str, *, first: bool) -> int:
         from app.loading.cdm import COLUMNS
 
         table = name.removeprefix("t_")
+        how = TEXT_COLUMNS.get(table, {})
         columns = ", ".join(
-            f"blank({texts[c]}) AS {c}" if c in texts else f"CAST(NULL AS VARCHAR) AS {c}"
+            f"{how.get(c, 'blank')}({texts[c]}) AS {c}" if c in texts else f"CAST(NULL AS VARCHAR) AS {c}"
             for c in sorted(COLUMNS[table])
         )
         query = select.replace("{source}", f"SELECT {columns} FROM {source}")
@@ -297,16 +404,16 @@ class Decoder:
         file = read.file
         self.count += 1
         into = self.folder / f"repaired{self.count}.csv"
-        quote = '"' if "quoted" in read.record.dialect else None
         width = len(file.cells)
         done = repair(
-            file.path,
+            found.path,
             file.name,
             into,
             delimiter=str(file.delimiter),
-            quote=quote,
+            quote=found.quote,
             width=width,
             check=self.check,
+            header=file.version is None,
         )
         read.broken = done.broken
         if found.malformed or found.line_end == "mixed":
@@ -318,6 +425,6 @@ class Decoder:
                 records=done.records,
                 dialect=read.record.dialect,
             )
-        source = csv_source(into, width, ",", quoted=True, line_end="\n", zipped=False)
+        source = csv_source(into, width, ",", quote='"', line_end="\n", zipped=False)
         read.rows = self._insert(name, source, texts, select, first=first)
         into.unlink()

@@ -1,25 +1,27 @@
-"""Find the files of an extract in a folder, and read their headers: which table, which columns, which dialect."""
+"""Find the files of an extract in a folder or archive, and read their headers: table, columns, dialect."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import InputError
 from app.loading.cdm import COLUMNS, OTHER_TABLES, required_columns
-from app.loading.records import blocks
+from app.loading.dialect import DELIMITERS, NO_QUOTE, Reading, head_of, nulls_seen, refuse_magic, sniff_encoding
+from app.loading.headerless import columns_by_order, no_header
+from app.loading.places import Place, Stage, is_junk, place
 
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
-SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".pq")
+PACKED = ("", ".gz", ".zst")
+TEXT_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".csv", ".tsv", ".txt", ".psv") for packed in PACKED)
+PARQUET_SUFFIXES = (".parquet", ".pq")
+SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 FOREIGN_SUFFIXES = (
-    *(".7z", ".arrow", ".avro", ".bz2", ".feather", ".gz", ".lz4", ".orc", ".rar", ".sas7bdat"),
-    *(".xls", ".xlsx", ".xz", ".zip", ".zst"),
+    *(".7z", ".arrow", ".avro", ".bz2", ".feather", ".gz", ".lz4", ".orc", ".rar", ".sas7bdat", ".tar", ".tgz"),
+    *(".xls", ".xlsx", ".xz", ".zst"),
 )
 """What tables are also kept in, but not read."""
-DELIMITERS = (",", "\t", ";", "|")
-NAMES = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 MAX_HEADER = 1 << 16
 MAX_DEPTH = 4
 
@@ -31,123 +33,135 @@ class TableFile:
     table: str
     path: Path
     name: str
-    """Path relative to the folder that was given."""
+    """Path relative to the folder or archive that was given."""
     columns: tuple[str | None, ...]
     """Canonical column names in the file's order; None for a cell that is no column of the table."""
     cells: tuple[str, ...]
-    """The header's cells as they stand there."""
+    """The header's cells as they stand there; c0, c1, … where there is none."""
     delimiter: str | None
     """None for Parquet."""
     types: tuple[str, ...] = ()
     """Parquet: the type of each column, as Arrow names it."""
+    encoding: str = "utf-8"
+    quote: str | None = None
+    """What was said of quotes: a character, or `none`; None where the file is to tell."""
+    version: str | None = None
+    """CDM version whose order of columns stands in for a header."""
+    nulls: tuple[str, ...] = ()
+    """Texts for missing values that were seen in the file's first records."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extract:
-    """The files of an extract, by table, and the tables left aside."""
+    """The files of an extract, by table, and what is left aside."""
 
     files: dict[str, list[TableFile]]
-    ignored: list[str]
+    ignored: dict[str, list[Place]]
     """Tables of the CDM that are not read."""
-    unknown: list[str]
+    unknown: list[Place]
     """Files, and folders of them, whose names are no table's."""
+    stage: Stage = field(default_factory=lambda: Stage(Path()))
 
 
-def stem(path: Path) -> str:
+def stem(name: str) -> str:
     """Lower-case name without suffixes that say the format."""
-    name = path.name.lower()
+    name = name.lower().removesuffix(".zip")
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if name.endswith(suffix):
             return name.removesuffix(suffix)
     return name
 
 
-def is_data(path: Path) -> bool:
+def is_data(found: Place) -> bool:
     """A file that may hold a table: no hidden file, no archive's litter."""
-    return path.is_file() and not path.name.startswith((".", "_")) and path.name.lower().endswith(SUFFIXES)
+    return found.is_file and not is_junk(found.name) and found.name.lower().endswith(SUFFIXES)
 
 
-def table_of(path: Path) -> str | None:
+def table_of(found: Place) -> str | None:
     """The CDM table that a file's or folder's name says."""
-    name = stem(path)
+    name = stem(found.name)
     return name if name in COLUMNS or name in OTHER_TABLES else None
 
 
-def table_files(folder: Path) -> dict[str, list[Path]]:
-    """Tables whose files, or folders of shards, lie directly in a folder."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        table = table_of(path)
-        if table is None:
+def table_files(folder: Place) -> dict[str, list[Place]]:
+    """Tables whose files, or folders or archives of shards, lie directly in a folder."""
+    found: dict[str, list[Place]] = {}
+    for below in folder.children():
+        table = table_of(below)
+        if table is None or is_junk(below.name):
             continue
-        parts = shards(path, table) if path.is_dir() else [path] if is_data(path) else []
+        parts = shards(below, table) if below.is_folder else [below] if is_data(below) else []
         if parts:
             if table in found:
                 raise InputError(
                     f"Expected one file or one folder of shards for {table}, "
-                    f"found {found[table][0].name} and {path.name}; remove one."
+                    f"found {found[table][0].name} and {below.name}; remove one."
                 )
             found[table] = parts
     return found
 
 
-def shards(folder: Path, table: str) -> list[Path]:
+def shards(folder: Place, table: str) -> list[Place]:
     """Files of a table's folder and of the folders in it (`year=2020/part-0.parquet`); none where they are tables."""
-    parts: list[Path] = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith((".", "_")):
-            parts += shards(path, table)
-        elif is_data(path):
-            parts.append(path)
+    parts: list[Place] = []
+    for below in folder.children():
+        if below.is_folder and not is_junk(below.name):
+            parts += shards(below, table)
+        elif is_data(below):
+            parts.append(below)
     return [] if any(table_of(part) not in (None, table) for part in parts) else parts
 
 
-def unknown_files(folder: Path, tables: dict[str, list[Path]]) -> list[str]:
+def unknown_files(folder: Place, tables: dict[str, list[Place]]) -> list[Place]:
     """What of an extract's folder nothing is read from.
 
     Raises:
         InputError: a table is there, but in a form that is not read: silence would leave it out.
     """
     unknown = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "_")):
+    for below in folder.children():
+        name = below.name.lower()
+        if is_junk(name):
             continue
-        base = path.name.lower().partition(".")[0]
-        table = table_of(path)
-        if path.is_dir():
-            left = table not in tables and any(is_data(below) for below in path.iterdir())
-        elif path.suffix.lower() in FOREIGN_SUFFIXES and base in COLUMNS and base not in tables:
+        base = name.partition(".")[0]
+        table = table_of(below)
+        if below.is_folder:
+            archive = name.endswith(".zip") and table is None
+            left = archive or (table not in tables and any(is_data(deeper) for deeper in below.children()))
+        elif not below.is_file and (table is not None or base in COLUMNS):
             raise InputError(
-                f"Expected {base} as CSV, TSV, csv.gz or Parquet, found {path.name}; convert it, or move it away."
+                f"Expected a regular file in {below.name}, found none; replace the link or pipe by a file."
+            )
+        elif name.endswith(FOREIGN_SUFFIXES) and base in COLUMNS and base not in tables:
+            raise InputError(
+                f"Expected {base} as CSV, TSV, TXT or PSV (.gz, .zst, .zip) or Parquet, found {below.name}; "
+                "convert it, or move it away."
             )
         else:
-            left = table is None and is_data(path)
+            left = table is None and is_data(below)
         if left:
-            unknown.append(path.name)
+            unknown.append(below)
     return unknown
 
 
-def _folders(folder: Path) -> Iterator[list[Path]]:
-    """The folder, then those below it, level by level."""
+def _folders(folder: Place) -> Iterator[list[Place]]:
+    """The folder, then those below it, level by level; archives are folders, too."""
     level = [folder]
     for _ in range(MAX_DEPTH):
         yield level
-        level = [
-            below
-            for above in level
-            for below in sorted(above.iterdir())
-            if below.is_dir() and not below.name.startswith((".", "__"))
-        ]
+        level = [below for above in level for below in above.children() if below.is_folder and not is_junk(below.name)]
 
 
-def find_extract(folder: Path) -> tuple[Path, dict[str, list[Path]]]:
+def find_extract(folder: Place) -> tuple[Place, dict[str, list[Place]]]:
     """The folder that holds an extract's tables: the given one, or the only one below it that does.
 
     Raises:
         InputError: it is no folder, is empty, holds no PERSON, or holds several extracts.
     """
-    if not folder.is_dir():
-        raise InputError(f"Expected a folder of OMOP files, found the file {folder.name}; give its folder.")
+    if not folder.is_folder:
+        raise InputError(
+            f"Expected a folder or zip archive of OMOP files, found the file {folder.name}; give its folder."
+        )
     for level in _folders(folder):
         found = [(below, tables) for below in level if (tables := table_files(below))]
         known = [(below, tables) for below, tables in found if set(tables) & set(COLUMNS)]
@@ -165,49 +179,84 @@ def find_extract(folder: Path) -> tuple[Path, dict[str, list[Path]]]:
     )
 
 
-def read_extract(folder: Path, delimiter: str | None) -> Extract:
+def read_extract(path: Path, reading: Reading, folder: Path, check: Callable[[], None] = lambda: None) -> Extract:
     """Find the files and read every header.
+
+    Args:
+        path: the folder or zip archive that was given.
+        reading: what the user says of the files.
+        folder: where members of archives are unpacked, and text is written anew; it need not be there yet.
+        check: called now and then; may raise to stop.
 
     Raises:
         InputError: see `find_extract` and `read_header`; also where PERSON is absent.
     """
-    if delimiter is not None:
-        delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
-        if len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii():
-            raise InputError("Expected one ASCII character after --delimiter (or tab); give the one the files use.")
-    place, tables = find_extract(folder)
-    unknown = unknown_files(place, tables)
+    stage = Stage(folder, check)
+    found, tables = find_extract(place(path, "", stage))
+    unknown = unknown_files(found, tables)
     if "person" not in tables:
         raise InputError("Expected a file of PERSON in the folder, found none; add person.csv or person.parquet.")
     files = {
-        table: [read_header(path, path.relative_to(folder).as_posix(), table, delimiter) for path in paths]
-        for table, paths in tables.items()
+        table: [read_header(part.path, part.label, table, reading) for part in parts]
+        for table, parts in tables.items()
         if table in COLUMNS
     }
-    return Extract(files=files, ignored=sorted(set(tables) - set(COLUMNS)), unknown=unknown)
+    ignored = {table: parts for table, parts in sorted(tables.items()) if table not in COLUMNS}
+    return Extract(files=files, ignored=ignored, unknown=unknown, stage=stage)
 
 
-def read_header(path: Path, name: str, table: str, delimiter: str | None) -> TableFile:
-    """What the header of one file says.
+def read_header(path: Path, name: str, table: str, reading: Reading) -> TableFile:
+    """What the beginning of one file says: its header or, under `reading.cdm`, the order of its columns.
 
     Raises:
-        InputError: no header, an unknown delimiter, a required column missing, a cell that cannot be understood.
+        InputError: neither, an unknown delimiter, a required column missing, a cell that cannot be understood.
     """
-    if path.name.lower().endswith((".parquet", ".pq")):
+    if name.lower().endswith(PARQUET_SUFFIXES):
         cells, types = _parquet_header(path, name)
-        found: str | None = None
+        columns = map_columns(cells, table, name)
+        _require(columns, table, name)
+        return TableFile(table=table, path=path, name=name, columns=columns, cells=cells, delimiter=None, types=types)
+    head = head_of(path, name)
+    refuse_magic(head[:4], name, name)
+    encoding = sniff_encoding(head, reading.encoding)
+    lines = first_lines(head, name, encoding)
+    quote = None if reading.quote == NO_QUOTE else reading.quote or '"'
+    known = choose_delimiter(lines[0], table, reading.delimiter, quote)
+    version = None
+    if known is not None:
+        delimiter, cells = known
+        columns = map_columns(cells, table, name)
+    elif seems_header(lines[0], table):
+        raise InputError(_no_delimiter(name, reading.delimiter))
     else:
-        line = first_record(path, name)
-        found, cells = choose_delimiter(line, table, name, delimiter)
-        types = ()
-    columns = map_columns(cells, table, name)
+        if reading.cdm is None:
+            raise InputError(no_header(lines[0], table, name, reading.delimiter, quote))
+        version = reading.cdm
+        delimiter, columns = columns_by_order(lines, table, name, reading, quote)
+        cells = tuple(f"c{i}" for i in range(len(columns)))
+    _require(columns, table, name)
+    seen = nulls_seen("\n".join(lines), delimiter, reading.nulls)
+    return TableFile(
+        table=table,
+        path=path,
+        name=name,
+        columns=columns,
+        cells=cells,
+        delimiter=delimiter,
+        encoding=encoding,
+        quote=reading.quote,
+        version=version,
+        nulls=tuple(seen),
+    )
+
+
+def _require(columns: tuple[str | None, ...], table: str, name: str) -> None:
     for group in required_columns(table):
         if not set(group) & set(columns):
             raise InputError(
                 f"Expected the column {' or '.join(group)} in {name}, found none; "
                 "give a file whose header names the columns of the CDM."
             )
-    return TableFile(table=table, path=path, name=name, columns=columns, cells=cells, delimiter=found, types=types)
 
 
 def _parquet_header(path: Path, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -223,50 +272,55 @@ def _parquet_header(path: Path, name: str) -> tuple[tuple[str, ...], tuple[str, 
     return tuple(schema.names), tuple(str(field.type) for field in schema)
 
 
-def first_record(path: Path, name: str) -> str:
-    """The first line that is not blank, without a byte order mark. Raises InputError where there is none."""
-    head = b""
-    for block in blocks(path, name):
-        head += block
-        if len(head) >= MAX_HEADER or b"\n" in head.lstrip(b"\xef\xbb\xbf\r\n"):
-            break
-    try:
-        text = head[:MAX_HEADER].decode("utf-8-sig", errors="strict" if len(head) < MAX_HEADER else "ignore")
-    except UnicodeDecodeError as error:
-        if b"\n" not in head:
-            raise InputError(f"Expected UTF-8 in {name}, found other bytes in line 1; convert it.") from error
-        text = head[: head.rindex(b"\n")].decode("utf-8-sig", errors="replace")
-    for line in text.splitlines():
-        if line.strip():
-            if "\ufffd" in line or "\0" in line:
-                raise InputError(f"Expected UTF-8 in {name}, found other bytes in its header; convert it.")
-            return line
-    raise InputError(f"Expected a header in {name}, found an empty file; remove it or export it again.")
+def first_lines(head: bytes, name: str, encoding: str) -> list[str]:
+    """Lines of a file's beginning that are not blank, without a byte order mark; at least one.
+
+    Raises:
+        InputError: the file is empty, or its first line is not in its encoding.
+    """
+    import codecs
+
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    lines = [line for line in re.split(r"\r\n|\n|\r", decoder.decode(head).removeprefix("\ufeff")) if line.strip()]
+    if not lines:
+        raise InputError(f"Expected a header in {name}, found an empty file; remove it or export it again.")
+    if "\ufffd" in lines[0] or "\0" in lines[0]:
+        raise InputError(
+            f"Expected {encoding.upper()} in {name}, found other bytes in line 1; "
+            "name its encoding with --encoding, or convert it."
+        )
+    lines[0] = lines[0][:MAX_HEADER]
+    return lines[:-1] if len(lines) > 1 and len(head) >= 1 << 20 else lines
 
 
-def split_header(line: str, delimiter: str) -> tuple[str, ...]:
+def split_header(line: str, delimiter: str, quote: str | None = '"') -> tuple[str, ...]:
     """Cells of a header line, quotes removed."""
     from app.loading.repair import Broken, split_record
 
     try:
-        cells = split_record(line, delimiter, '"')
+        cells = split_record(line, delimiter, quote)
     except Broken:
         cells = None
     return tuple(cell.strip() for cell in (cells or line.split(delimiter)))
 
 
-def choose_delimiter(line: str, table: str, name: str, given: str | None) -> tuple[str, tuple[str, ...]]:
-    """The delimiter under which most cells of a header are columns of the table; `given` where that does not tell."""
+def choose_delimiter(
+    line: str, table: str, given: str | None, quote: str | None = '"'
+) -> tuple[str, tuple[str, ...]] | None:
+    """The delimiter under which most cells of a header are columns of the table; `given` where that does not tell.
+
+    None where no delimiter makes the line a header.
+    """
 
     def known(delimiter: str) -> int:
-        return sum(len(named(cell, table)) == 1 for cell in split_header(line, delimiter))
+        return sum(len(named(cell, table)) == 1 for cell in split_header(line, delimiter, quote))
 
     best = max(DELIMITERS, key=known)
     if given is not None and known(given) >= known(best):
         best = given
     if known(best) == 0 or (known(best) == 1 and len(split_header(line, best)) == 1 and not _single(line, table)):
-        raise InputError(_no_header(line, table, name, given))
-    return best, split_header(line, best)
+        return None
+    return best, split_header(line, best, quote)
 
 
 def named(cell: str, table: str) -> list[str]:
@@ -282,16 +336,16 @@ def _single(line: str, table: str) -> bool:
     return len(required_columns(table)) == 1 and line.strip().strip('"').lower() in COLUMNS[table]
 
 
-def _no_header(line: str, table: str, name: str, given: str | None) -> str:
-    if sum(column in line.lower() for column in COLUMNS[table]) >= 2:
-        found = f"not {given!r}" if given else "none of them"
-        return (
-            f"Expected comma, tab, semicolon or bar between the columns of {name}, found {found} in its header; "
-            "name the delimiter with --delimiter."
-        )
+def seems_header(line: str, table: str) -> bool:
+    """Whether a line names columns, though no delimiter that is known divides it."""
+    return sum(column in line.lower() for column in COLUMNS[table]) >= 2
+
+
+def _no_delimiter(name: str, given: str | None) -> str:
+    found = f"not {given!r}" if given else "none of them"
     return (
-        f"Expected a header naming the columns of {table.upper()} in the first line of {name}, found none of them; "
-        "add the header."
+        f"Expected comma, tab, semicolon or bar between the columns of {name}, found {found} in its header; "
+        "name the delimiter with --delimiter."
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from app.loading import context
 from app.loading.cdm import COLUMNS, EVENTS, VOCABULARY, used_columns
 from app.loading.database import Database, clean_address, read_database
 from app.loading.decode import Decoder, examine, open_decoder
+from app.loading.dialect import Reading
 from app.loading.extract import Extract, TableFile, read_extract
 from app.loading.forgotten import note
+from app.loading.ignored import dialects_of, left_aside, rows_of
 from app.loading.parse import Plan, event_plan, period_plan, person_plan, source_plan, vocabulary_plan
 from app.loading.publish import Delivery, publish
 from app.loading.shift import EVENT_TIMES, PERIOD_DAYS, PERSON_TIMES, Shift, asked, end_at
@@ -63,7 +65,8 @@ class Options:
     allow_shrink: bool = False
     data_cut: dt.date | None = None
     midnight_is_time: bool = False
-    delimiter: str | None = None
+    reading: Reading = field(default_factory=Reading)
+    """What was said of how the files are written."""
     shift: Shift | None = None
 
     @property
@@ -83,7 +86,7 @@ class Options:
             allow_shrink=bool(args.get("allow_shrink")),
             data_cut=dt.date.fromisoformat(cut) if cut else None,
             midnight_is_time=bool(args.get("midnight_is_time")),
-            delimiter=args.get("delimiter"),
+            reading=Reading.of(args),
             shift=asked(args),
         )
 
@@ -116,7 +119,8 @@ def load(work: Work) -> dict[str, Any]:
     if options.mode != "snapshot":
         raise InputError(f"Expected the mode snapshot, got {options.mode!r}; load whole extracts.")
     folder = work.folder / "load"
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     try:
         return _load(work, options, folder)
     finally:
@@ -129,7 +133,7 @@ def _load(work: Work, options: Options, folder: Path) -> dict[str, Any]:
         spool.mkdir(mode=0o700)
         extract = read_database(work, options.path, spool, {table: frozenset(used_columns(table)) for table in COLUMNS})
     else:
-        extract = read_extract(options.path, options.delimiter)
+        extract = read_extract(options.path, options.reading, folder / "stage", work.check)
     examined = _examine(extract, work.check)
     digests = _digests(examined, options)
     with work.connect() as connection:
@@ -139,7 +143,7 @@ def _load(work: Work, options: Options, folder: Path) -> dict[str, Any]:
         known = context.read(connection, shown, set(examined))
     if _is_shown(digests, shown):
         return _unchanged(work, options, shown, extract)
-    decoder = open_decoder(folder)
+    decoder = open_decoder(folder, options.reading)
     try:
         judged = _judge(work, decoder, examined, options, folder, known)
         return _publish(work, decoder, judged, digests, options, extract)
@@ -153,13 +157,17 @@ def _examine(extract: Extract, check: Callable[[], None]) -> Examined:
 
     files = [file for listed in extract.files.values() for file in listed]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda file: examine(file, check), sorted(files, key=lambda f: -f.path.stat().st_size)))
+        found = list(
+            pool.map(
+                lambda file: examine(file, check, extract.stage), sorted(files, key=lambda f: -f.path.stat().st_size)
+            )
+        )
     by_name = {record.name: (record, scan) for record, scan in found}
     return {table: [(file, *by_name[file.name]) for file in listed] for table, listed in extract.files.items()}
 
 
 def _digests(examined: Examined, options: Options) -> dict[str, bytes]:
-    how = f"midnight_is_time={options.midnight_is_time} delimiter={options.delimiter!r}"
+    how = f"midnight_is_time={options.midnight_is_time} {options.reading}"
     if options.shift:
         how += f" shift={options.shift_key} cut={options.data_cut}"
     return {table: content_digest((record for _, record, _ in files), how) for table, files in examined.items()}
@@ -192,14 +200,15 @@ def _judge(
     known: context.Known,
 ) -> dict[str, Judged]:
     """Decode and judge all tables, persons first; count flags; stop at the gate."""
-    decoder = Decoder(connection, folder, work.check)
+    decoder = Decoder(connection, folder, work.check, options.reading.timezone)
     total = sum(record.records for files in examined.values() for _, record, _ in files)
     done = 0
     judged: dict[str, Judged] = {}
     with work.connect() as store:
         memory = read_memory(store, work.settings)
     for table in sorted(examined, key=lambda name: (name != "person", name not in VOCABULARY, name)):
-        work.progress(done, total, "rows", f"reading {table}")
+        dialects = ", ".join(sorted({record.dialect for _, record, _ in examined[table]}))
+        work.progress(done, total, "rows", f"reading {table} ({dialects})")
         plan = _plan(table, options)
         decoded = decoder.table(f"t_{table}", examined[table], plan.query)
         of_persons = table in EVENTS or table == "observation_period"
@@ -430,11 +439,15 @@ def _result(
     stayed = sorted(
         table for table, found in delivery.published.items() if table not in judged and found.kind == "omop"
     )
-    summary = _summary(judged["person"].num_loaded, events, rejected, stayed, extract.unknown)
+    ignored, unknown = left_aside(extract, options.reading)
+    summary = _summary(judged["person"].num_loaded, events, rejected, stayed, unknown)
     if orphans:
         summary += (
             f"; {orphans:,} events of persons who are gone stay in them, in no timeline: deliver those tables too"
         )
+    summary += f"; read as {dialects_of(read.record for one in judged.values() for read in one.decoded.files)}"
+    if ignored:
+        summary += f"; ignored: {rows_of(ignored)}"
     return {
         "source": options.source,
         "unchanged": False,
@@ -446,8 +459,11 @@ def _result(
         "tables": [*_table_rows(delivery)],
         "stayed": stayed,
         "events_without_person": orphans,
-        "ignored": extract.ignored,
-        "unknown_files": extract.unknown,
+        "files": [
+            {"table": table, **read.record.to_json()} for table, one in judged.items() for read in one.decoded.files
+        ],
+        "ignored": ignored,
+        "unknown_files": unknown,
     }
 
 
@@ -464,11 +480,10 @@ def _table_rows(delivery: Delivery) -> Iterator[dict[str, Any]]:
         }
 
 
-def _summary(persons: int, events: int, rejected: int, stayed: list[str], unknown: list[str]) -> str:
+def _summary(persons: int, events: int, rejected: int, stayed: list[str], unknown: dict[str, int | None]) -> str:
     parts = [f"{persons:,} persons, {events:,} events, {rejected:,} rows rejected"]
     if stayed:
         parts.append(f"not in this folder and left as they were: {', '.join(stayed)}")
     if unknown:
-        more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
-        parts.append(f"not read, because no table has that name: {', '.join(unknown[:4])}{more}")
+        parts.append(f"not read, because no table has that name: {rows_of(unknown)}")
     return "; ".join(parts)

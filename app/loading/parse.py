@@ -187,6 +187,8 @@ def vocabulary_plan(table: VocabularyTable) -> Plan:
         parser.rules.append(Rule(f"strlen(concept_synonym_name) > {MAX_SYNONYM}", TOO_LONG, "concept_synonym_name"))
     if table.name == "concept":
         parser.columns["standard_concept"] = "CASE WHEN length(standard_concept) = 1 THEN standard_concept END"
+    if "invalid_reason" in parser.columns:
+        parser.columns["invalid_reason"] = "CASE WHEN length(invalid_reason) = 1 THEN invalid_reason END"
     return parser.plan()
 
 

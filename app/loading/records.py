@@ -1,7 +1,8 @@
 """Count the records of a text file without the decoder's help, and say what is unusual about its bytes.
 
 One pass over the bytes in blocks, vectorised: sha256 of the file as it lies there, UTF-8, NUL, line ends, and records
-by RFC 4180 (a line end inside quotes ends no record; a blank line is no record).
+by RFC 4180 (a line end inside quotes ends no record; a blank line is no record). Text that is not UTF-8, or packed by
+zstd, is written anew as plain UTF-8 in the same pass, for the decoder.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import IO, Any
 import numpy as np
 
 from app.errors import InputError
+from app.loading.places import BOMB_BYTES, refuse_bomb
 
 BLOCK = 4 << 20
 QUOTE, LF, CR = 34, 10, 13
 _GZIP = 31
 """zlib's window bits for a gzip member."""
+GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -44,6 +47,12 @@ class Scan:
     line_end: str
     r"""`\n`, `\r\n`, or `mixed` (a lone carriage return counts as mixed)."""
     bom: bool
+    path: Path
+    """Where the text lies in UTF-8: the file itself, or what was written anew."""
+    zipped: bool
+    """`path` is packed by gzip."""
+    quote: str | None = '"'
+    """What fields are quoted with; None where quotes are text."""
 
     @property
     def plain(self) -> bool:
@@ -51,20 +60,83 @@ class Scan:
         return not (self.malformed or self.has_nul or self.line_end == "mixed")
 
 
-def blocks(path: Path, name: str, digest: Callable[[bytes], object] | None = None) -> Iterator[bytes]:
-    """The decompressed bytes of a file, block by block; `digest` sees the bytes as they lie there.
+def blocks(
+    path: Path, name: str, digest: Callable[[bytes], object] | None = None, encoding: str = "utf-8"
+) -> Iterator[bytes]:
+    """The text of a file in UTF-8, block by block; `digest` sees the bytes as they lie there.
+
+    UTF-8 is passed on unread; other encodings are read strictly.
 
     Raises:
-        InputError: a gzip file is truncated or damaged.
+        InputError: a packed file is truncated, damaged or a bomb, or the text is not in its encoding.
     """
+    raw = raw_blocks(path, name, digest)
+    if encoding == "utf-8":
+        yield from raw
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    lines, first = 0, True
+    try:
+        for block in raw:
+            text = decoder.decode(block)
+            if first and text:
+                text, first = text.removeprefix("\ufeff"), False
+            lines += text.count("\n")
+            if text:
+                yield text.encode()
+        decoder.decode(b"", final=True)
+    except UnicodeError as error:
+        raise InputError(
+            f"Expected {encoding} in {name}, found other bytes after line {lines}; name another with --encoding."
+        ) from error
+
+
+def raw_blocks(path: Path, name: str, digest: Callable[[bytes], object] | None = None) -> Iterator[bytes]:
+    """The unpacked bytes of a file; how it is packed is told by its first bytes."""
     with path.open("rb") as file:
-        if path.suffix.lower() != ".gz":
+        magic = file.read(4)
+        file.seek(0)
+        suffix = path.suffix.lower()
+        if magic.startswith(GZIP_MAGIC) or (not magic and suffix == ".gz"):
+            yield from _guarded(_gunzip(file, name, digest), path, name)
+        elif magic == ZSTD_MAGIC:
+            yield from _guarded(_unzstd(file, name, digest), path, name)
+        elif suffix in (".gz", ".zst"):
+            kind = "gzip" if suffix == ".gz" else "zstd"
+            raise InputError(
+                f"Expected a whole {kind} file in {name}, found one that is truncated or damaged; copy it again."
+            )
+        else:
             while block := file.read(BLOCK):
                 if digest:
                     digest(block)
                 yield block
-            return
-        yield from _gunzip(file, name, digest)
+
+
+def _guarded(unpacked: Iterator[bytes], path: Path, name: str) -> Iterator[bytes]:
+    size = 0
+    for block in unpacked:
+        size += len(block)
+        if size > BOMB_BYTES:
+            refuse_bomb(name, size, path.stat().st_size)
+        yield block
+
+
+def _unzstd(file: IO[bytes], name: str, digest: Callable[[bytes], object] | None) -> Iterator[bytes]:
+    import pyarrow as pa
+
+    stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+    try:
+        while block := stream.read(BLOCK):
+            yield block
+    except OSError as error:
+        raise InputError(
+            f"Expected a whole zstd file in {name}, found one that is truncated or damaged; copy it again."
+        ) from error
+    if digest:
+        file.seek(0)
+        while raw := file.read(BLOCK):
+            digest(raw)
 
 
 def _gunzip(file: IO[bytes], name: str, digest: Callable[[bytes], object] | None) -> Iterator[bytes]:
@@ -93,8 +165,8 @@ def _gunzip(file: IO[bytes], name: str, digest: Callable[[bytes], object] | None
 class _Counter:
     """State carried from block to block."""
 
-    def __init__(self, delimiter: int) -> None:
-        self.delimiter = delimiter
+    def __init__(self, delimiter: int, quote: int = QUOTE) -> None:
+        self.delimiter, self.quote = delimiter, quote
         self.records = self.lines = self.quotes = 0
         self.malformed = False
         self.previous = LF  # the byte before the block: the file begins as if after a line end
@@ -108,7 +180,8 @@ class _Counter:
         before[0], before[1:] = self.previous, block[:-1]
         ends = np.flatnonzero(block == LF)
         self._line_ends(block, before, ends)
-        quotes = np.flatnonzero(block == QUOTE) if (block == QUOTE).any() else np.empty(0, np.int64)
+        is_quote = block == self.quote
+        quotes = np.flatnonzero(is_quote) if is_quote.any() else np.empty(0, np.int64)
         if len(quotes) or self.closing_at_end:
             self._judge(block, before, quotes)
         self.lines += self._filled(block, before, ends, "content")
@@ -142,7 +215,7 @@ class _Counter:
 
     def _judge(self, block: Bytes, before: Bytes, quotes: np.ndarray[Any, Any]) -> None:
         """An opening quote follows a delimiter, a line end or a closing quote; a closing one precedes such."""
-        after_ok = (self.delimiter, LF, CR, QUOTE)
+        after_ok = (self.delimiter, LF, CR, self.quote)
         if self.closing_at_end and int(block[0]) not in after_ok:
             self.malformed = True
         self.closing_at_end = False
@@ -150,7 +223,7 @@ class _Counter:
             return
         first_opens = self.quotes % 2 == 0
         opening, closing = (quotes[0::2], quotes[1::2]) if first_opens else (quotes[1::2], quotes[0::2])
-        if not np.isin(before[opening], (self.delimiter, LF, QUOTE)).all():
+        if not np.isin(before[opening], (self.delimiter, LF, self.quote)).all():
             self.malformed = True
         if len(closing) and closing[-1] == len(block) - 1:
             self.closing_at_end = True
@@ -171,25 +244,42 @@ class _Counter:
         return "\r\n" if self.cr == self.crlf and self.lf == 0 else "mixed"
 
 
-def scan(path: Path, name: str, delimiter: str, check: Callable[[], None]) -> Scan:
+def scan(
+    path: Path,
+    name: str,
+    delimiter: str,
+    check: Callable[[], None],
+    *,
+    quote: str = '"',
+    encoding: str = "utf-8",
+    spool: Callable[[], Path] | None = None,
+) -> Scan:
     """Read a text file once.
 
     Args:
-        path: the file, `.gz` where compressed.
+        path: the file.
         name: how messages call it.
         delimiter: one character of the file's dialect.
         check: called between blocks; may raise to stop.
+        quote: the character that is looked for as a quote.
+        encoding: of the file's bytes.
+        spool: gives the path of a new file for text that the decoder cannot read as it lies there.
 
     Raises:
-        InputError: it is not UTF-8, or its gzip is truncated.
+        InputError: it is not in its encoding, its gzip or zstd is truncated, or there is no room to write it anew.
     """
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
-    counter = _Counter(ord(delimiter))
+    counter = _Counter(ord(delimiter), ord(quote))
     has_nul, bom, first = False, False, True
+    magic = _magic(path)
+    anew = spool() if spool and (encoding != "utf-8" or magic == ZSTD_MAGIC) else None
+    out = anew.open("xb") if anew else None
     try:
-        for block in blocks(path, name, digest.update):
+        for block in blocks(path, name, digest.update, encoding):
             check()
+            if out:
+                out.write(block)
             decoder.decode(block)
             if first:
                 bom, first = block.startswith(codecs.BOM_UTF8), False
@@ -201,8 +291,14 @@ def scan(path: Path, name: str, delimiter: str, check: Callable[[], None]) -> Sc
     except UnicodeDecodeError as error:
         line = counter.lines + error.object.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"Expected UTF-8 in {name}, found other bytes at about line {line}; convert it, for instance with iconv."
+            f"Expected UTF-8 in {name}, found other bytes at about line {line}; "
+            "name its encoding, for instance --encoding windows-1252."
         ) from error
+    except OSError as error:
+        raise InputError(f"Expected room to write {name} anew in UTF-8, found none left; make room.") from error
+    finally:
+        if out:
+            out.close()
     counter.finish()
     return Scan(
         sha256=digest.hexdigest(),
@@ -214,4 +310,11 @@ def scan(path: Path, name: str, delimiter: str, check: Callable[[], None]) -> Sc
         has_nul=has_nul,
         line_end=counter.line_end,
         bom=bom,
+        path=anew or path,
+        zipped=anew is None and magic.startswith(GZIP_MAGIC),
     )
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)

@@ -131,9 +131,17 @@ def records(source: Iterator[str], delimiter: str, quote: str | None) -> Iterato
 
 
 def repair(
-    path: Path, name: str, into: Path, *, delimiter: str, quote: str | None, width: int, check: Callable[[], None]
+    path: Path,
+    name: str,
+    into: Path,
+    *,
+    delimiter: str,
+    quote: str | None,
+    width: int,
+    check: Callable[[], None],
+    header: bool = True,
 ) -> Repaired:
-    """Write the sound records of `path` to `into` (comma, quoted, header 0, 1, …), and say which are broken.
+    """Write the sound records of `path`, UTF-8, to `into` (comma, quoted, header 0, 1, …), and say which are broken.
 
     Rules: `wrong_number_of_fields`, `malformed_quotes`, `nul_byte`, `record_too_long`.
     """
@@ -144,7 +152,8 @@ def repair(
         writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow([str(i) for i in range(width)])
         reader = records(lines(path, name), delimiter, quote)
-        next(reader, None)
+        if header:
+            next(reader, None)
         for number, record in enumerate(reader, 1):
             found.records = number
             if number % 10_000 == 0:

@@ -15,7 +15,7 @@ from app.errors import InputError
 from app.loading import vocabulary_files as files
 from app.loading import vocabulary_kept
 from app.loading.cdm import VOCABULARY
-from app.loading.decode import MACROS, Decoder
+from app.loading.decode import Decoder, know_rules
 from app.loading.parse import vocabulary_plan
 from app.loading.validate import Judged, judge, one
 from app.loading.vocabulary_complete import FIRST_LOCAL, bring, bring_seeds, target
@@ -116,7 +116,7 @@ def open_decoder(folder: Path) -> duckdb.DuckDBPyConnection:
     connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET threads = {min(int(threads), THREADS)}")
     connection.execute("SET temp_directory = $1", [str(folder / "spill")])
     connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
-    connection.execute(MACROS)
+    know_rules(connection)
     return connection
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from app.errors import InputError
 from app.loading.cdm import VOCABULARY
+from app.loading.dialect import Reading
 from app.loading.extract import TableFile, is_data, read_header, shards, stem
+from app.loading.places import Place, Stage, place
 from app.loading.records import Scan, blocks, scan
 from app.store.loads import FileRecord
 
@@ -87,7 +89,7 @@ def unpack(path: Path, into: Path, check: Callable[[], None]) -> Path:
 
 def wanted(path: Path) -> bool:
     """True for a file that holds a table that is read."""
-    return stem(path) in (*VOCABULARY, "vocabulary", CPT4)
+    return stem(path.name) in (*VOCABULARY, "vocabulary", CPT4)
 
 
 def find_download(folder: Path) -> Download:
@@ -96,20 +98,20 @@ def find_download(folder: Path) -> Download:
     Raises:
         InputError: no CONCEPT, a table twice, or a header that is none of the table's.
     """
-    place = _place(folder)
+    held = _place(folder)
     found: dict[str, list[Path]] = {}
     unknown = []
-    for path in sorted(place.iterdir()):
-        name = stem(path)
+    for path in sorted(held.iterdir()):
+        name = stem(path.name)
         if path.name.startswith((".", "_")):
             continue
-        if name in (*VOCABULARY, *IGNORED, "vocabulary", CPT4) and (path.is_dir() or is_data(path)):
+        if name in (*VOCABULARY, *IGNORED, "vocabulary", CPT4) and (path.is_dir() or is_data(at(path))):
             if name in found:
                 raise InputError(
                     f"Expected one file or one folder of {name.upper()}, found {found[name][0].name} and {path.name}; "
                     "remove one."
                 )
-            found[name] = shards(path, name) if path.is_dir() else [path]
+            found[name] = [p.path for p in shards(at(path), name)] if path.is_dir() else [path]
         else:
             unknown.append(path.name)
     if NEEDED not in found:
@@ -119,7 +121,7 @@ def find_download(folder: Path) -> Download:
         )
     return Download(
         tables={
-            table: [read_header(path, path.relative_to(place).as_posix(), table, None) for path in found[table]]
+            table: [read_header(path, path.relative_to(held).as_posix(), table, Reading()) for path in found[table]]
             for table in VOCABULARY
             if table in found
         },
@@ -130,11 +132,16 @@ def find_download(folder: Path) -> Download:
     )
 
 
+def at(path: Path) -> Place:
+    """A path as a place of a delivery."""
+    return place(path, path.name, Stage(path.parent))
+
+
 def _place(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"Expected a folder or a .zip of vocabulary files, found the file {folder.name}.")
     below = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))]
-    holding = [path for path in below if any(stem(file) == NEEDED for file in path.iterdir())]
+    holding = [path for path in below if any(stem(file.name) == NEEDED for file in path.iterdir())]
     if len(holding) > 1:
         raise InputError(
             f"Expected one vocabulary, found CONCEPT in {len(holding)} folders "
@@ -152,7 +159,7 @@ def examine(file: TableFile, folder: Path, check: Callable[[], None]) -> tuple[T
     from app.loading import decode
 
     if file.delimiter != "\t":
-        record, found = decode.examine(file, check)
+        record, found = decode.examine(file, check, Stage(folder))
         if file.delimiter is not None and record.records == EXCEL_ROWS:
             raise InputError(
                 f"Expected the whole of {file.name}, found {record.records:,} records, where Excel cuts a table; "
@@ -176,7 +183,7 @@ def examine(file: TableFile, folder: Path, check: Callable[[], None]) -> tuple[T
     record = FileRecord(
         name=file.name, sha256=original.sha256, size=original.size, records=found.lines - 1, dialect="tab"
     )
-    return file, record, found
+    return file, record, replace(found, quote=None)
 
 
 def line_feeds(source: Iterator[bytes]) -> Iterator[bytes]:

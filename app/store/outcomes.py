@@ -11,7 +11,7 @@ from app.tasks.spec import DOMAINS, TaskSpec
 
 PERSONS = "(SELECT DISTINCT person_id FROM label.cohort_member WHERE cohort_id = %(cohort_id)s)"
 
-CODED = "extract(epoch FROM {time})::int8 * 2 + {date_only}::int"
+CODED = "floor(extract(epoch FROM {time}))::int8 * 2 + {date_only}::int"
 
 PAIRS = """
 WITH root AS MATERIALIZED (
@@ -97,7 +97,7 @@ ORDER BY v.visit_start DESC, v.visit_end, v.visit_occurrence_id LIMIT 1
 
 CLOCKS = f"""
 WITH stay AS MATERIALIZED ({STAYS})
-SELECT m.cohort_member_id, extract(epoch FROM c.starts)::int8,
+SELECT m.cohort_member_id, floor(extract(epoch FROM c.starts))::int8,
        coalesce(m.death_time <= c.starts OR (d.date_only AND m.death_time::date = c.starts::date), false)
 FROM label.cohort_member m
 LEFT JOIN omop.death d USING (person_id)

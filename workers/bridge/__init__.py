@@ -199,7 +199,7 @@ def _sparse(tasks: Sequence[bytes], seconds: Sequence[bytes] | None = None) -> S
 
 _MEMBERS = """
 SELECT m.cohort_member_id, m.person_id, m.image_occurrence_id, array_position(%s::text[], m.split) - 1, m.eligible,
-       extract(epoch FROM m.index_time)::int8,
+       floor(extract(epoch FROM m.index_time))::int8,
        coalesce(extract(epoch FROM m.index_time - p.birth_time)::float8, 'NaN'), coalesce(p.gender_concept_id, 0)
 FROM label.cohort_member m LEFT JOIN omop.person p USING (person_id)
 WHERE m.cohort_id = %s ORDER BY m.cohort_member_id

@@ -125,11 +125,11 @@ def read_statement_events(connection: Connection, cohort_id: int, tasks: LabelTa
 
 _LABEL_MEMBERS = f"""
 SELECT m.cohort_member_id, m.person_id, coalesce(i.image_key, ''), m.index_date_only,
-       extract(epoch FROM m.index_time)::int8, extract(epoch FROM m.follow_up_end)::int8,
-       extract(epoch FROM m.data_cut_end)::int8, extract(epoch FROM m.death_time)::int8, m.eligible,
+       floor(extract(epoch FROM m.index_time))::int8, floor(extract(epoch FROM m.follow_up_end))::int8,
+       floor(extract(epoch FROM m.data_cut_end))::int8, floor(extract(epoch FROM m.death_time))::int8, m.eligible,
        array_position(%(splits)s::text[], m.split) - 1,
-       extract(epoch FROM coalesce(v.visit_from, date_trunc('day', m.index_time)))::int8,
-       extract(epoch FROM coalesce(v.visit_to, date_trunc('day', m.index_time) + interval '86399 seconds'))::int8
+       floor(extract(epoch FROM coalesce(v.visit_from, date_trunc('day', m.index_time))))::int8,
+       floor(extract(epoch FROM coalesce(v.visit_to, date_trunc('day', m.index_time) + interval '86399 seconds')))::int8
 FROM label.cohort_member m
 LEFT JOIN omop.image_occurrence i USING (image_occurrence_id)
 LEFT JOIN LATERAL ({outcomes.VISIT_OF_INDEX}) v ON true
@@ -138,8 +138,8 @@ WHERE m.cohort_id = %(cohort_id)s ORDER BY m.person_id, m.index_time, 3, m.cohor
 
 _OBSERVED_FROM = f"""
 WITH member AS (SELECT * FROM label.cohort_member WHERE cohort_id = %(cohort_id)s), period AS ({PERIODS})
-SELECT m.cohort_member_id, extract(epoch FROM CASE WHEN c.follow_up = 'observation_period' THEN p.period_start ELSE (
-           SELECT min(e.time) FROM omop.event e WHERE e.person_id = m.person_id) END)::int8
+SELECT m.cohort_member_id, floor(extract(epoch FROM CASE WHEN c.follow_up = 'observation_period' THEN p.period_start
+           ELSE (SELECT min(e.time) FROM omop.event e WHERE e.person_id = m.person_id) END))::int8
 FROM member m JOIN label.cohort c USING (cohort_id)
 LEFT JOIN period p ON p.person_id = m.person_id AND m.index_time BETWEEN p.period_start AND p.period_end
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 
 from app.loading.cdm import COLUMNS, VOCABULARY
+from app.loading.dialect import Reading
 from app.loading.extract import read_extract
 
 TEXT = {
@@ -46,7 +47,7 @@ def fill_database(url: str, folder: Path, schema: str, vocabulary: str, **kinds:
     with psycopg.connect(url) as connection:
         for name in dict.fromkeys((schema, vocabulary)):
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {name}")
-        for table, files in read_extract(folder, None).files.items():
+        for table, files in read_extract(folder, Reading(), folder).files.items():
             where = f"{vocabulary if table in VOCABULARY else schema}.{table}"
             (file,) = files
             columns = [column for column in file.columns if column in COLUMNS[table]]

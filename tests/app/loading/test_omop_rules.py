@@ -39,7 +39,7 @@ BadRow = tuple[str, str | None, str, str | None]
 
 BAD_ROWS: dict[str, BadRow] = {
     "key": ("x99,1,300,2015-01-01,,,,0,,0", "condition_occurrence_id", "unparsable_id", None),
-    "key with a fraction": ("99.0,1,300,2015-01-01,,,,0,,0", "condition_occurrence_id", "unparsable_id", None),
+    "key with a fraction": ("99.5,1,300,2015-01-01,,,,0,,0", "condition_occurrence_id", "unparsable_id", None),
     "key in exponents": ("1e3,1,300,2015-01-01,,,,0,,0", "condition_occurrence_id", "unparsable_id", None),
     "key too large": (
         "9223372036854775808,1,300,2015-01-01,,,,0,,0", "condition_occurrence_id", "unparsable_id", None
@@ -313,7 +313,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown delimiter": ({"condition_occurrence": [x.replace(",", "~") for x in CONDITIONS]}, "--delimiter"),
     "no header": ({"condition_occurrence": CONDITIONS[1:]}, "header"),
     "latin 1": ({"person": "\n".join([*PERSONS, "6,0,1950,1,1,0,0,M\xfc"]).encode("latin-1")}, "UTF-8"),
-    "utf 16": ({"person": "\n".join(PERSONS).encode("utf-16")}, "UTF-8"),
     "empty file": ({"condition_occurrence": b""}, "condition_occurrence.csv"),
     "broken parquet": ({"condition_occurrence.parquet": b"PAR1 no"}, "condition_occurrence.parquet"),
     "ambiguous header": (
@@ -327,8 +326,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "column twice": ({"condition_occurrence": [CONDITION_HEADER + ",person_id"]}, "person_id"),
     "two files": ({"condition_occurrence.csv.gz": gzip.compress(b"a")}, "remove one"),
     "another compression": (
-        {"condition_occurrence": None, "condition_occurrence.csv.zst": b"x"},
-        "csv.zst; convert it",
+        {"condition_occurrence": None, "condition_occurrence.csv.xz": b"x"},
+        "csv.xz; convert it",
     ),
     "a spreadsheet": ({"death.xlsx": b"x"}, "found death.xlsx"),
     "no usable person": ({"person": [PERSONS[0], "x,8507,1950,1,1,0,0,a"]}, "(unparsable_id 1)"),
@@ -375,13 +374,14 @@ def test_a_header_may_name_its_table_or_quote_in_another_dialect(
 
 
 def test_shards_in_folders_of_a_table_are_read_and_files_of_no_table_are_named(tmp_path: Path, work: Make) -> None:
-    folder = write(tmp_path, {"person": PERSONS, "cond_2015.csv": CONDITIONS, "person.csv.zip": b"x"})
+    folder = write(tmp_path, {"person": PERSONS, "cond_2015.csv": CONDITIONS, "extra.zip": b"x"})
     for year, lines in (("2014", CONDITIONS[:8]), ("2015", [CONDITION_HEADER, *CONDITIONS[8:]])):
         write(folder / "condition_occurrence" / f"year={year}", {"part-0.csv": lines, "_part-1.csv": b"x"})
     write(folder / "vocabulary", {"concept.csv": ["concept_id"]})
     result = load(work(path=str(folder)))
-    assert (result["events"], result["unknown_files"], result["ignored"]) == (20, ["cond_2015.csv", "vocabulary"], [])
-    assert "no table has that name: cond_2015.csv, vocabulary" in result["summary"]
+    assert (result["events"], result["ignored"]) == (20, {})
+    assert result["unknown_files"] == {"cond_2015.csv": 20, "extra.zip": None, "vocabulary": None}
+    assert "no table has that name: cond_2015.csv 20 rows, extra.zip, vocabulary" in result["summary"]
 
 
 def test_what_data_frames_write_for_missing_ids_and_for_zones_is_understood(
