@@ -259,6 +259,12 @@ def parquet_text(cell: str, kind: str, zones: Mapping[str, str]) -> str:
     return f"CAST({name} AS VARCHAR)"
 
 
+def _changed(file: TableFile, record: FileRecord, found: Scan | None) -> bool:
+    """Whether a file is another one than was counted and digested."""
+    now = file.path.stat()
+    return now.st_size != record.size if found is None else (now.st_size, now.st_mtime_ns) != found.stamp
+
+
 class Decoder:
     """Decodes files one after the other; symlinks keep paths with wildcard characters out of DuckDB's hands."""
 
@@ -298,7 +304,7 @@ class Decoder:
             self.check()
             read = ReadFile(file, record, first_row=sum(f.rows for f in decoded.files))
             self._read(name, read, found, select, first=not decoded.files)
-            if file.path.stat().st_size != record.size:
+            if _changed(file, record, found):
                 raise InputError(
                     f"Expected {file.name} to stay as it is, found it changed while it was read; try again."
                 )

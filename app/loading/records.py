@@ -11,7 +11,7 @@ import codecs
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +47,8 @@ class Scan:
     line_end: str
     r"""`\n`, `\r\n`, or `mixed` (a lone carriage return counts as mixed)."""
     bom: bool
+    stamp: tuple[int, int] = field(compare=False)
+    """Size and time of the last change, before it was read."""
     path: Path
     """Where the text lies in UTF-8: the file itself, or what was written anew."""
     zipped: bool
@@ -272,6 +274,7 @@ def scan(
     decoder = codecs.getincrementaldecoder("utf-8")()
     counter = _Counter(ord(delimiter), ord(quote))
     has_nul, bom, first = False, False, True
+    before = path.stat()
     magic = _magic(path)
     anew = spool() if spool and (encoding != "utf-8" or magic == ZSTD_MAGIC) else None
     out = anew.open("xb") if anew else None
@@ -302,7 +305,8 @@ def scan(
     counter.finish()
     return Scan(
         sha256=digest.hexdigest(),
-        size=path.stat().st_size,
+        size=before.st_size,
+        stamp=(before.st_size, before.st_mtime_ns),
         records=counter.records,
         quoted=counter.quotes > 0,
         malformed=counter.malformed,
