@@ -54,7 +54,9 @@ CREATE MACRO is_midnight(t) AS t = date_trunc('day', t);
 CREATE MACRO end_of_day(t) AS date_trunc('day', t) + INTERVAL 86399 SECOND;
 CREATE MACRO number(x) AS CASE WHEN isfinite(TRY_CAST(x AS FLOAT)) THEN TRY_CAST(x AS FLOAT) END;
 """
-"""Whom to leave out (see `forgotten`), and how text becomes values. Fractions are cut, never rounded; `there` is what a zone behind a time does to it."""
+"""Whom to leave out (see `forgotten`), and how text becomes values.
+
+Fractions are cut, never rounded; `there` is what a zone behind a time does to it."""
 
 EXACT_INT = r"""
 CREATE MACRO exact_int(x) AS CASE

@@ -152,12 +152,14 @@ def _folders(folder: Place) -> Iterator[list[Place]]:
         level = [below for above in level for below in above.children() if below.is_folder and not is_junk(below.name)]
 
 
-def find_extract(folder: Place) -> tuple[Place, dict[str, list[Place]]]:
+def find_extract(folder: Place | Path) -> tuple[Place, dict[str, list[Place]]]:
     """The folder that holds an extract's tables: the given one, or the only one below it that does.
 
     Raises:
         InputError: it is no folder, is empty, holds no PERSON, or holds several extracts.
     """
+    if isinstance(folder, Path):  # nothing is unpacked for looking alone
+        folder = place(folder, "", Stage(folder))
     if not folder.is_folder:
         raise InputError(
             f"Expected a folder or zip archive of OMOP files, found the file {folder.name}; give its folder."

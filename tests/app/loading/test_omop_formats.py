@@ -288,8 +288,8 @@ def test_fractions_of_seconds_are_cut_alike_in_rows_timelines_and_sql(
 
 def test_identifiers_are_never_rounded(tmp_path: Path, work: Make, engine: Engine) -> None:
     big = 2**53
-    persons = [PERSONS[0], f"-{2**63},8507,1950,1,1,0,0,a", f"{big + 1},8507,1950,1,1,0,0,b", "12.0,8507,1950,1,1,0,0,c",
-               f"{big + 3}.0,8507,1950,1,1,0,0,d", "1e3,8507,1950,1,1,0,0,e"]  # fmt: skip
+    given = (f"-{2**63}", f"{big + 1}", "12.0", f"{big + 3}.0", "1e3")
+    persons = [PERSONS[0], *(f"{person},8507,1950,1,1,0,0," for person in given)]
     folder = extract(tmp_path, person=persons, observation_period=[PERIODS[0]])
     (folder / "condition_occurrence.csv").unlink()
     table = {

@@ -14,7 +14,6 @@ from sqlalchemy import Engine
 from app.loading.cdm import EVENTS
 from app.loading.extract import find_extract
 from app.loading.omop import load
-from app.loading.places import Stage, place
 from app.store.work import InlineWork
 from tests.app.loading.extracts import rows
 from tests.reference.loading import pack_timelines, rows_of_file
@@ -36,7 +35,7 @@ EVENT_COLUMNS = (
 
 def independent(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Every table's rows as Python's own readers see them."""
-    _, files = find_extract(place(folder, "", Stage(folder)))
+    _, files = find_extract(folder)
     return {table: [row for part in parts for row in rows_of_file(part.path)] for table, parts in files.items()}
 
 
