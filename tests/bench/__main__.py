@@ -7,6 +7,7 @@ import sys
 
 ROWS = {
     "load": "tests.bench.load",
+    "headers": "tests.bench.headers",
     "label": "tests.bench.label",
     "step": "tests.bench.step",
     "cox": "tests.bench.cox",

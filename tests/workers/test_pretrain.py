@@ -13,9 +13,10 @@ from sqlalchemy import Engine, text
 from app.errors import InputError, UnknownName
 from app.store import artifacts
 from app.store.work import InlineWork
+from ml.config import read_recipe
 from tests.workers.small_cohort import SMALL, SmallCohort, insert_cohort
-from workers.bridge import Scan
-from workers.scan_volumes import ScanVolumes, _refuse_too_many
+from workers.bridge import Scan, read_scans
+from workers.scan_volumes import ScanVolumes, _refuse_too_many, prepare
 from workers.stages.embed import embed
 from workers.stages.pretrain import pretrain
 
@@ -137,6 +138,35 @@ def test_an_unreadable_scan_is_set_aside_and_counted(work: Work, engine: Engine,
     embedded = embed(work(checkpoint="t", cohort="chest"))
     assert (embedded["num_scans"], embedded["num_failed"]) == (59, 1)
     assert str(cohort.folder) not in str(result) + str(embedded), "paths of scans stay out of results"
+
+
+def test_a_scan_whose_voxels_cannot_be_read_is_unusable_until_its_file_is_mended(
+    work: Work, engine: Engine, cohort: SmallCohort
+) -> None:
+    def verdict(number: int) -> tuple[str, list[str]]:
+        with engine.connect() as connection:
+            row = connection.execute(
+                text("SELECT verdict, reasons FROM omop.image_occurrence WHERE image_occurrence_id = :i"),
+                {"i": cohort.images[number]},
+            ).one()
+        return row.verdict, row.reasons
+
+    damaged, absent = cohort.folder / "1.nii", cohort.folder / "2.nii"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1000])
+    absent.unlink()
+    with engine.begin() as connection:
+        scans = read_scans(connection, work().settings, cohort.cohort_id)
+    recipe = read_recipe("tiny", SMALL)
+    found = prepare(work(), recipe, scans)
+    assert set(found.failed) == {cohort.images[1], cohort.images[2]}
+    assert verdict(1) == ("unusable", ["unreadable_voxels"])
+    assert verdict(2) == ("ok", []), "a file that is away says nothing of the scan"
+    prepare(work(), recipe, scans)
+    assert verdict(1) == ("unusable", ["unreadable_voxels"])
+    damaged.write_bytes(whole)
+    prepare(work(), recipe, scans)
+    assert verdict(1) == ("ok", [])
 
 
 def test_too_many_unreadable_scans_end_the_job_with_the_reason(work: Work, cohort: SmallCohort) -> None:
