@@ -78,6 +78,32 @@ REJECTS: Mapping[str, Explained] = {
     "duplicate_record": Explained(
         "a scan that an earlier record names", "Nothing is lost; leave the record out if you like."
     ),
+    "ambiguous_person": Explained(
+        "a source value that several persons have", "Write a matching file that says which of them is meant."
+    ),
+    "not_in_match_file": Explained(
+        "a scan that no line of the matching file names", "Add a line with its series_uid, study_uid or path."
+    ),
+    "not_ct": Explained("a series of another modality than CT", "Nothing: only CT is loaded."),
+    "not_an_image": Explained("an object without pixels, as a plan or a presentation", "Nothing: it is no scan."),
+    "dose_report": Explained("a radiation dose report", "Nothing: it is no scan."),
+    "structured_report": Explained("a structured report", "Nothing: it is no scan."),
+    "damaged_file": Explained(
+        "a file that begins as DICOM and cannot be read", "Copy the file again; the job's set_aside.csv has its path."
+    ),
+    "header_crashed": Explained(
+        "a file that ends the process reading it", "Leave it out, or export it anew; set_aside.csv has its path."
+    ),
+    "header_timeout": Explained(
+        "a file that takes over half a minute to read", "Look at the disk, or export the file anew."
+    ),
+    "header_too_large": Explained(
+        "a header that claims more memory than a header may", "Export it anew; it is damaged, or made to do harm."
+    ),
+    "unreadable_folder": Explained(
+        "a folder that may not be listed", "Give the user who runs the worker the right to read it."
+    ),
+    "unnameable_file": Explained("a name that is no UTF-8 text", "Rename the file or folder."),
     "unknown_split": Explained("a split of another name", "Name splits train, valid or test."),
     "conflicting_split": Explained(
         "a person in several splits", "Put each person into one split; until then the person is split by hash."
@@ -155,6 +181,25 @@ FLAGS: Mapping[str, Explained] = {
     "no_orientation": Explained("no orientation", "Export with qform or sform, else left and right are a guess."),
     "orientations_disagree": Explained("qform and sform that disagree", "Export with one of them; sform is used."),
     "not_millimetres": Explained("lengths in another unit", "Check the spacing; it is converted where plausible."),
+    "secondary_capture": Explained("a picture of a screen, or a page of doses", "Leave the series out."),
+    "projection": Explained("a projection (MIP, volume rendering)", "Load the series that it was made of."),
+    "derived": Explained(
+        "a series made of another (ImageType DERIVED)", "Nothing, if a reformatted series is meant; else load both."
+    ),
+    "identity_conflict": Explained(
+        "a header whose sex, birth year or another id contradicts its person",
+        "Check how scans are matched to persons: this may be someone else's scan.",
+    ),
+    "series_uid_reused": Explained(
+        "one series UID for several series", "Check the software that renamed the export; both are loaded."
+    ),
+    "unreadable_voxels": Explained(
+        "voxels that could not be read, though the header could", "Copy the series again, then load it again."
+    ),
+    "no_ct_or_visit_that_day": Explained(
+        "scans on whose day their person has neither a CT procedure nor a visit",
+        "Where most are, records and scans were moved by different offsets: ask for one date shift for both.",
+    ),
     "gone_from_source": Explained(
         "a scan that its source no longer has", "Nothing; it stays for what was derived from it, and joins no cohort."
     ),
