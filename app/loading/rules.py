@@ -86,6 +86,11 @@ REJECTS: Mapping[str, Explained] = {
     ),
     "not_ct": Explained("a series of another modality than CT", "Nothing: only CT is loaded."),
     "not_an_image": Explained("an object without pixels, as a plan or a presentation", "Nothing: it is no scan."),
+    "empty_file": Explained("a file without a byte", "Copy the file again."),
+    "not_dicom": Explained("a file that does not begin as DICOM", "Nothing: it is no scan."),
+    "forgotten": Explained(
+        "a person whom `lachesis forget` took out", "Nothing: whoever withdrew is not loaded again."
+    ),
     "dose_report": Explained("a radiation dose report", "Nothing: it is no scan."),
     "structured_report": Explained("a structured report", "Nothing: it is no scan."),
     "damaged_file": Explained(
