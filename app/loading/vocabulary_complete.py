@@ -110,12 +110,14 @@ def target(
             yield chunk, 0
 
     analyze = f"ANALYZE omop.{table}"
+    drop, rebuild = rebuilding(connection, f"omop.{table}", count)
     if not connection.exec_driver_sql(f"SELECT EXISTS (SELECT 1 FROM omop.{table})").scalar():
-        drop, rebuild = rebuilding(connection, f"omop.{table}", count)
         return Target(table, f"omop.{table}", names, chunks, before=drop, after=[*rebuild, analyze])
     staged = f"omop.staged_{table}_{label}"
     before = [f"CREATE TABLE {staged} (LIKE omop.{table})"]
-    after = [f"ANALYZE {staged}", merge_statement(table, staged), f"DROP TABLE {staged}", analyze]
+    # the key stays, for merging needs it
+    after = [f"ANALYZE {staged}", *(s for s in drop if s.startswith("DROP INDEX")), merge_statement(table, staged)]
+    after += [f"DROP TABLE {staged}", *(s for s in rebuild if s.startswith("CREATE")), analyze]
     return Target(table, staged, names, chunks, before=before, after=after)
 
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 COLUMNS = ("concept_id", "num_events", "num_persons", "num_source_events", "num_value_events", "source_id")
 
 _COUNT = """
-WITH e AS ({events})
+WITH e AS NOT MATERIALIZED ({events})
 SELECT concept_id, sum(events)::BIGINT, sum(persons)::BIGINT, sum(source_events)::BIGINT, sum(value_events)::BIGINT
 FROM (
-    SELECT concept_id, sum(n) AS events, count(*) AS persons, 0 AS source_events, 0 AS value_events
-    FROM (SELECT concept_id, person_id, count(*) AS n FROM e GROUP BY 1, 2) GROUP BY 1
+    SELECT concept_id, count(*) AS events, count(DISTINCT person_id) AS persons, 0 AS source_events, 0 AS value_events
+    FROM e GROUP BY 1
     UNION ALL SELECT source_concept_id, 0, 0, count(*), 0 FROM e GROUP BY 1
     UNION ALL SELECT value_as_concept_id, 0, 0, 0, count(*) FROM e WHERE value_as_concept_id IS NOT NULL GROUP BY 1
     UNION ALL SELECT unit_concept_id, 0, 0, 0, count(*) FROM e WHERE unit_concept_id IS NOT NULL GROUP BY 1

@@ -296,3 +296,18 @@ def test_concepts_are_counted_by_source(work: Make, engine: Engine, tmp_path: Pa
     assert rows(engine, counts) == whole
     omop.load(work(path=str(extract(tmp_path / "b", condition_occurrence=conditions())), allow_shrink=True))
     assert 500 not in {key for key, *_ in rows(engine, counts)}
+
+
+def test_indexes_that_are_built_anew_are_the_same_afterwards(
+    work: Make, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.loading import publish
+
+    indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'omop' AND tablename LIKE 'concept%' ORDER BY 1"
+    before = rows(engine, indexes)
+    monkeypatch.setattr(publish, "ANEW_ROWS", 1)
+    omop.load(work(path=str(extract(tmp_path / "omop"))))
+    vocabulary.load(work(path=str(athena.write(tmp_path / "athena"))))
+    vocabulary.load(work(path=str(tmp_path / "athena"), full=True))
+    assert rows(engine, indexes) == before
+    assert one(engine, "SELECT count(*) FROM omop.concept") == len(athena.CONCEPTS)
