@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def note(connection: duckdb.DuckDBPyConnection, table: str, memory: Memory) -> None:
-    """Add the forgotten among the persons of `t_<table>` to `forgotten_person`, before the table is judged.
+    """Add the forgotten among the persons of a decoded table to `forgotten_person`, before the table is judged.
 
     Args:
         connection: a decoder.
-        table: a decoded table with a column person_id; of `person` source values count, too.
+        table: in DuckDB, with a column person_id; of `t_person` source values count, too.
         memory: whom to leave out; costs nothing where nobody is.
     """
     if not memory:
@@ -25,11 +25,11 @@ def note(connection: duckdb.DuckDBPyConnection, table: str, memory: Memory) -> N
 
     connection.execute("CREATE TABLE IF NOT EXISTS met_person (person_id BIGINT)")
     found = connection.execute(
-        f"SELECT DISTINCT person_id FROM t_{table} t WHERE person_id IS NOT NULL "
+        f"SELECT DISTINCT person_id FROM {table} t WHERE person_id IS NOT NULL "
         "AND NOT EXISTS (FROM met_person m WHERE m.person_id = t.person_id)"
     ).fetchnumpy()["person_id"]
     gone = {person for person in found.tolist() if memory.has_person(person)}
-    if table == "person":
+    if table == "t_person":
         values = connection.execute(
             "SELECT person_id, person_source_value FROM t_person WHERE person_id IS NOT NULL "
             "AND person_source_value IS NOT NULL"

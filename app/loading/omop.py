@@ -213,7 +213,7 @@ def _judge(
         decoded = decoder.table(f"t_{table}", examined[table], plan.query)
         of_persons = table in EVENTS or table == "observation_period"
         if of_persons or table == "person":
-            note(connection, table, memory)
+            note(connection, f"t_{table}", memory)
         judged[table] = judge(connection, table, decoded, plan, persons=of_persons)
         done += decoded.num_read
     work.progress(done, total, "rows", "checking")

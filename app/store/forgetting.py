@@ -206,7 +206,7 @@ def count_rows(connection: Connection) -> dict[str, int]:
 
 
 def remove_rows(connection: Connection) -> dict[str, int]:
-    """Delete them; how many of each table. Counts that were stored are brought down first."""
+    """Delete them; how many of each table. Counts that were stored are brought down, or made anew."""
     _count_down_labels(connection)
     _count_down_loads(connection)
     sources = connection.exec_driver_sql(
@@ -228,14 +228,21 @@ def remove_rows(connection: Connection) -> dict[str, int]:
 
 def _count_down_labels(connection: Connection) -> None:
     connection.exec_driver_sql(
-        "UPDATE label.task_status_count n SET n = n.n - g.n, persons = n.persons - g.persons, "
-        "person_days = greatest(n.person_days - g.days, 0) FROM ("
-        "SELECT t.label_set_id, t.position, t.split, t.status, count(*) AS n, count(DISTINCT t.person_id) AS persons, "
-        "coalesce(sum(t.seconds - t.start_seconds), 0) / 86400.0 AS days FROM label.member_task t "
-        "WHERE t.cohort_member_id IN (SELECT cohort_member_id FROM gone_cohort_member) GROUP BY 1, 2, 3, 4) g "
-        "WHERE (n.label_set_id, n.position, n.split, n.status) = (g.label_set_id, g.position, g.split, g.status)"
+        "CREATE TEMPORARY TABLE gone_count ON COMMIT DROP AS SELECT t.label_set_id, t.position, t.split, t.status, "
+        "count(*)::int AS n, count(DISTINCT t.person_id)::int AS persons, "
+        "coalesce(sum(t.seconds - t.start_seconds), 0) / 86400.0::float8 AS days FROM label.member_task t "
+        "WHERE t.cohort_member_id IN (SELECT cohort_member_id FROM gone_cohort_member) GROUP BY 1, 2, 3, 4"
     )
-    connection.exec_driver_sql("DELETE FROM label.task_status_count WHERE n <= 0")
+    connection.exec_driver_sql(
+        "UPDATE label.status_count c SET (n, persons, person_days) = ("
+        "SELECT array_agg(u.n - coalesce(g.n, 0) ORDER BY u.place), "
+        "array_agg(u.persons - coalesce(g.persons, 0) ORDER BY u.place), "
+        "array_agg(greatest(u.days - coalesce(g.days, 0), 0) ORDER BY u.place) "
+        "FROM unnest(c.n, c.persons, c.person_days) WITH ORDINALITY u(n, persons, days, place) LEFT JOIN gone_count g "
+        "ON (g.label_set_id, g.split, g.status, g.position) = (c.label_set_id, c.split, c.status, u.place - 1)) "
+        "WHERE (c.label_set_id, c.split, c.status) IN (SELECT label_set_id, split, status FROM gone_count)"
+    )
+    connection.exec_driver_sql("DELETE FROM label.status_count WHERE 0 = ALL (n)")
     connection.exec_driver_sql(
         "UPDATE label.label_set s SET num_members = num_members - g.n, num_events = num_events - g.events FROM ("
         "SELECT label_set_id, count(*) AS n, sum(cardinality(event_tasks)) AS events FROM label.tte "

@@ -95,6 +95,7 @@ def derive(work: Make, engine: Engine, settings: Settings, folder: Path, manifes
     run = (settings.home or tmp_path) / "runs" / "1" / "1"
     run.mkdir(parents=True)
     (run / "truth.csv").write_text(f"person_id,task\n{GONE[0]},a\n{BASE + 1},a\n")
+    (run / "set_aside.csv").write_text("path,rule\nDOE^JANE/1.dcm,not_an_image\n")
     with engine.begin() as connection:
         for image, name in scans:
             digest = name.encode().hex().ljust(64, "0")
@@ -204,7 +205,7 @@ def test_nothing_of_the_forgotten_is_left_and_all_of_the_others(
     )
     assert result["rows"]["omop.event"] == 10 and result["rows"]["omop.image_occurrence"] == 2
     assert result["rows"]["label.tte"] == result["rows"]["model.prediction"] == 2
-    assert result["files"] == {"artifacts": 2, "volumes": 1, "csv rows": 1}
+    assert result["files"] == {"artifacts": 2, "volumes": 1, "path lists": 1, "csv rows": 1}
     home = settings.home or tmp_path
     assert {p.stem.split(".")[0] for p in home.rglob("*.npy")} == {"scan1", "scan3", "scan4"}  # 4 is another's, too
     assert str(GONE[0]) not in (home / "runs/1/1/truth.csv").read_text()
@@ -213,6 +214,9 @@ def test_nothing_of_the_forgotten_is_left_and_all_of_the_others(
     assert len(kept["embedding"]) == len(kept["image_occurrence_id"]) == 3 and len(kept["mean"]) == 5
     assert not (artifacts.root(settings) / whole.embedding).exists()
     assert one(engine, "SELECT count(*) FROM ops.forgotten_file") == 0
+    assert one(engine, "SELECT sum(num_events) FROM omop.concept_count") == one(
+        engine, "SELECT count(*) FROM omop.event"
+    )
     assert rows(engine, "SELECT DISTINCT num_read = num_loaded + num_rejected FROM ops.load") == [(True,)]
 
 
@@ -284,7 +288,7 @@ def test_an_attempt_that_died_before_the_files_went_is_finished_by_the_next(
             forget(work(path=path))
     assert (artifacts.root(settings) / whole.embedding).exists()
     result = forget(work(path=path))
-    assert result["files"] == {"artifacts": 2, "volumes": 1, "csv rows": 1}
+    assert result["files"] == {"artifacts": 2, "volumes": 1, "path lists": 1, "csv rows": 1}
     assert not (artifacts.root(settings) / whole.embedding).exists()
 
 

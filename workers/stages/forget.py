@@ -143,6 +143,9 @@ def _remove_files(work: Work, ids: set[int]) -> dict[str, int]:
     if volumes:
         counts["volumes"] = _remove_volumes((home or artifacts.root(work.settings)) / "cache", volumes)
     if home is not None:
+        for path in sorted((home / "runs").rglob("set_aside.csv")):  # paths of scans, which may hold names
+            counts["path lists"] = counts.get("path lists", 0) + 1
+            path.unlink(missing_ok=True)
         counts["csv rows"] = sum(strip_csv(path, ids) for path in sorted((home / "runs").rglob("*.csv")))
     with work.transaction() as connection:
         forgetting.forget_files(connection)
