@@ -145,6 +145,43 @@ def place(path: str, cdm_schema: str | None, vocabulary_schema: str | None) -> d
     return {"path": existing(Path(path), "a folder of OMOP files or a database's address")}
 
 
+@load.command("meds")
+def load_meds(
+    path: Annotated[Path, typer.Argument(help="Folder of a MEDS 0.3 or 0.4 data set: data/**/*.parquet, metadata/.")],
+    source: Source = None,
+    max_rejects: Annotated[float, typer.Option(help="Largest share of rejected rows.", min=0, max=1)] = 0.05,
+    allow_shrink: Annotated[
+        bool, typer.Option("--allow-shrink", help="Publish although over 5 % of rows or persons vanish.")
+    ] = False,
+    data_cut: Annotated[str | None, typer.Option(help="Last day of the data, YYYY-MM-DD.")] = None,
+    midnight_is_time: Annotated[
+        bool, typer.Option("--midnight-is-time", help="Read 00:00:00 as a time, not as a date without one.")
+    ] = False,
+    shift_dates: ShiftDates = None,
+    detach: Detach = False,
+    inline: Inline = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Load a MEDS data set; codes become concepts, every rejected row is explained. It replaces what its source showed.
+
+    Examples:
+      lachesis load meds /data/mimic_meds --source mimic
+      lachesis load meds . --data-cut 2026-10-31 --midnight-is-time
+    """
+    args: dict[str, Any] = {
+        "what": "meds",
+        "path": existing(path, "a folder of MEDS files"),
+        "source": source or "meds",
+        "max_rejects": max_rejects,
+        "allow_shrink": allow_shrink,
+        "data_cut": iso_date("--data-cut", data_cut),
+        "midnight_is_time": midnight_is_time,
+        "shift_dates": key_file(shift_dates),
+    }
+    queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+
+
 @load.command("images")
 def load_images(
     path: Annotated[Path, typer.Argument(help="MANIFEST.csv (person_id,acquired_at,path), or a folder with --match.")],

@@ -2,6 +2,7 @@
 
 LOADERS = {
     "omop": "app.loading.omop",
+    "meds": "app.loading.meds",
     "images": "app.loading.images",
     "vocabulary": "app.loading.vocabulary",
     "inspect": "app.loading.inspect",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ IDS = {"person": "person_id", "visit_occurrence": "visit_occurrence_id", "observ
 
 
 def refuse_collisions(
-    connection: Connection, decoder: duckdb.DuckDBPyConnection, source_id: int, judged: Mapping[str, Judged]
+    connection: Connection, decoder: duckdb.DuckDBPyConnection, source_id: int, judged: Container[str]
 ) -> None:
     """Refuse ids that another source brought: two sources' persons never mix.
 
@@ -146,6 +146,20 @@ def refuse_collisions(
                 f"Expected {key}s that no other source uses, found {count:,} of {table} that another source brought; "
                 "load it under that source's name with --source, or give the extract ids of its own."
             )
+
+
+def refuse_other_format(shown: Mapping[str, Published], *kinds: str) -> None:
+    """Refuse a source that loads of another kind brought: tables of the two would lie over each other.
+
+    Raises:
+        InputError: the source shows tables of one of `kinds`.
+    """
+    found = sorted({load.kind for load in shown.values()} & set(kinds))
+    if found:
+        raise InputError(
+            f"Expected a source of its own for this kind of load, found one that `load {found[0]}` brought; "
+            "give another name with --source."
+        )
 
 
 def persons_gone(connection: Connection, decoder: duckdb.DuckDBPyConnection, load_id: int) -> tuple[int, int]:

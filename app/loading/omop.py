@@ -139,6 +139,7 @@ def _load(work: Work, options: Options, folder: Path) -> dict[str, Any]:
     with work.connect() as connection:
         source_id = find_source(connection, options.source)
         shown = published_loads(connection, source_id)
+        context.refuse_other_format(shown, "meds")
         refuse_other_key(connection, source_id, options.shift_key, replaces_all=_replaces_all(shown, examined))
         known = context.read(connection, shown, set(examined))
     if _is_shown(digests, shown):

@@ -56,6 +56,16 @@ REJECTS: Mapping[str, Explained] = {
         "a synonym of over 2,600 bytes", "Nothing is lost but this other name; shorten it if you search by it."
     ),
     "missing_name": Explained("a source without a name", "Name the source in CDM_SOURCE."),
+    "missing_code": Explained("no code, or an empty one", "Give every row a code, or leave the row out."),
+    "code_too_long": Explained(
+        "a code of over a thousand characters", "Keep text in text_value; a code is a name that many rows share."
+    ),
+    "second_birth": Explained(
+        "another MEDS_BIRTH of a person; the earliest is loaded", "Give every subject one birth at the most."
+    ),
+    "second_death": Explained(
+        "another MEDS_DEATH of a person; the earliest is loaded", "Give every subject one death at the most."
+    ),
     "path_outside_root": Explained(
         "a path that leaves its root", "Give paths below the folder that --root names, or another --root."
     ),
@@ -156,6 +166,27 @@ FLAGS: Mapping[str, Explained] = {
     ),
     "unparsable_label": Explained(
         "a label that is neither TRUE, FALSE, CENSORED nor a time", "Give the label file as it was released."
+    ),
+    "static_fact": Explained(
+        "a row without a time; it is kept in omop.static_fact, and is no event",
+        "Nothing, if it is meant; give the row a time where it happened at one.",
+    ),
+    "text_left_out": Explained("a text_value, which is not kept", "Nothing; code what labels or features need."),
+    "concept_local": Explained(
+        "a code that the vocabulary lacks; it became a concept of this store's own",
+        "Nothing; load the vocabulary that has it, and the data set again, where descendants matter.",
+    ),
+    "visit_again": Explained(
+        "another row of a visit; the first is in visit_occurrence", "Give each visit one row, with its end."
+    ),
+    "person_in_several_files": Explained(
+        "a person whose rows lie in several shards (persons are counted)", "Keep a subject in one shard: MEDS asks it."
+    ),
+    "rows_unsorted": Explained(
+        "a row before an earlier one of its person", "Sort each subject's rows by time: MEDS asks it."
+    ),
+    "parent_circle": Explained(
+        "a parent code that closes a circle; it is left out (parents are counted)", "Correct parent_codes."
     ),
     "not_ct": Explained("another modality than CT", "Leave the series out of the manifest."),
     "localizer": Explained("a scout view", "Leave the series out of the manifest."),

@@ -136,6 +136,32 @@ class Event(Base):
     load_id: Mapped[int] = column("The load that brought this row; the partition key", Integer)
 
 
+class StaticFact(Base):
+    """A fact without a time."""
+
+    __tablename__ = "static_fact"
+    __table_args__ = (
+        CheckConstraint("fills IN ('gender', 'race', 'ethnicity')", name="fills"),
+        Index(None, "person_id"),
+        PrimaryKeyConstraint("load_id", "source_row_id"),
+        {
+            "schema": "omop",
+            "comment": "Facts about a person without a time, as MEDS has them; no events, so no label sees them.",
+        },
+    )
+
+    person_id: Mapped[int] = column("Whose fact", BigInteger)
+    source_row_id: Mapped[int] = column("Number of the row in its delivery", BigInteger)
+    concept_id: Mapped[int] = column("Concept of its code", Integer)
+    value_as_number: Mapped[float | None] = column("Numeric value", REAL)
+    unit_concept_id: Mapped[int | None] = column("Unit of value_as_number", Integer)
+    fills: Mapped[str | None] = column(
+        "Column of omop.person that it fills: gender, race or ethnicity; null where it fills none", Text
+    )
+    at_birth: Mapped[bool] = column("True where the source gives the time of birth, not none", Boolean)
+    load_id: Mapped[int] = column("The load that brought this row", ForeignKey("ops.load.load_id"))
+
+
 class Timeline(Base):
     """A person's events, packed."""
 

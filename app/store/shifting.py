@@ -110,7 +110,7 @@ def refuse_day(connection: Connection, option: str) -> None:
 
     statement = text(
         "SELECT EXISTS (SELECT FROM ops.source s JOIN ops.load l USING (source_id) WHERE l.state = 'published' "
-        "AND l.table_name = 'person' AND s.details ->> :detail IS NOT NULL)"
+        "AND l.table_name IN ('person', 'data') AND s.details ->> :detail IS NOT NULL)"
     )
     if connection.scalar(statement, {"detail": DETAIL}):
         raise InputError(
