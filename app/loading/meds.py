@@ -19,6 +19,7 @@ from app.loading.meds_files import CODES, DATA, SPLITS, DataSet, read_data_set, 
 from app.loading.meds_publish import KIND, MedsDelivery, name_concepts, publish
 from app.loading.meds_rows import Books, Read
 from app.loading.shift import Shift, asked
+from app.store.forgetting import read_memory
 from app.store.loads import (
     Published,
     Reject,
@@ -156,7 +157,7 @@ def _shown(connection: Connection, source_id: int | None) -> dict[str, Published
         InputError: it shows tables that another kind of load brought.
     """
     shown = published_loads(connection, source_id)
-    context.refuse_other_format(shown, "omop", "vocabulary")
+    context.refuse_other_format(shown, "omop", "vocabulary", "inspect")
     return {table: load for table, load in shown.items() if load.kind == KIND}
 
 
@@ -211,7 +212,9 @@ def _judge(
     shards = [(read, links[read[0].name]) for read in reads[DATA]]
     meds_rows.decode(decoder, shards, midnight_is_time=options.midnight_is_time, check=check)
     work.progress(total, total, "rows", "checking")
-    meds_rows.judge(decoder, books[DATA])
+    with work.connect() as connection:
+        memory = read_memory(connection, work.settings)
+    meds_rows.judge(decoder, books[DATA], memory)
     if options.shift:
         _shift(decoder, options.shift)
     if SPLITS in reads:

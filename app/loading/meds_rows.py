@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InputError
 from app.loading.decode import parquet_text, sql_name, sql_text
 from app.loading.extract import TableFile
+from app.loading.forgotten import note
 from app.loading.meds_files import CODES, DATA, SPLITS, split_of, types_of
 from app.loading.parse import BAD_ID, BAD_TIME, NO_TIME, NUL_BYTE, OUT_OF_RANGE, Rule
 from app.loading.validate import AFTER_DEATH, one
+from app.store.forgetting import RULE, Memory
 from app.store.loads import FileRecord, Reject
 
 if TYPE_CHECKING:
@@ -65,8 +67,9 @@ LATER_RULES = (
     Rule("", NO_TIME, "time"),
     Rule("", "second_birth", "code"),
     Rule("", "second_death", "code"),
+    Rule("", RULE, "subject_id"),
 )
-HARMLESS = frozenset({"second_birth", "second_death"})
+HARMLESS = frozenset({"second_birth", "second_death", RULE})
 
 
 @dataclass(slots=True)
@@ -230,9 +233,20 @@ def _decode_query(file: TableFile, link: str, first: int, *, midnight_is_time: b
     )
 
 
-def judge(connection: duckdb.DuckDBPyConnection, books: Books) -> None:
-    """Reject rows, and take births and static facts out of `m`, so that events are left."""
+def judge(connection: duckdb.DuckDBPyConnection, books: Books, memory: Memory) -> None:
+    """Reject rows, and take births and static facts out of `m`, so that events are left.
+
+    Args:
+        connection: a decoder with the table `m`.
+        books: their rejects are counted.
+        memory: whose rows are left out.
+    """
     base = len(ROW_RULES)
+    if memory:
+        connection.execute("CREATE VIEW t_subject AS SELECT person_id FROM m")
+        note(connection, "subject", memory)
+        connection.execute("DROP VIEW t_subject")
+        connection.execute(f"UPDATE m SET bad = {base + 3} WHERE person_id IN (FROM forgotten_person)")
     of_kind = "SELECT code_id FROM m_code WHERE kind = '{}'"
     connection.execute(
         f"UPDATE m SET bad = {base} WHERE bad IS NULL AND time IS NULL "
@@ -286,7 +300,7 @@ def rejects(connection: duckdb.DuckDBPyConnection, reads: Sequence[Read]) -> Ite
                 file=reads[file][0].name,
                 record=row - starts[file],
                 rule=rules[code].rule,
-                row_key=key,
+                row_key=None if rules[code].rule == RULE else key,
                 column_name=rules[code].column,
             )
 

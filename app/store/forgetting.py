@@ -217,7 +217,7 @@ def remove_rows(connection: Connection) -> dict[str, int]:
     for table, column in tables(connection):
         counts[table] = int(connection.exec_driver_sql(f"DELETE FROM {table} WHERE {_gone(column)}").rowcount)
     blanked = connection.exec_driver_sql(
-        "UPDATE ops.reject SET row_key = NULL WHERE table_name IN ('person', 'death') "
+        "UPDATE ops.reject SET row_key = NULL WHERE table_name IN ('person', 'death', 'data', 'subject_splits') "
         "AND row_key IN (SELECT person_id::text FROM gone_person)"
     )
     counts["ops.reject (keys)"] = int(blanked.rowcount)
@@ -251,11 +251,19 @@ def _count_down_labels(connection: Connection) -> None:
     )
 
 
+_WITHOUT_A_ROW = """
+AND (birth_time IS NOT NULL OR NOT EXISTS (SELECT FROM ops.load l WHERE l.load_id = t.load_id AND l.kind = 'meds'))
+"""
+"""MEDS has no row of a person but that of birth."""
+
+
 def _count_down_loads(connection: Connection) -> None:
     """Their rows were read and are now left out: read = loaded + rejected still holds."""
+    read = ("omop.event", "omop.person", "omop.observation_period", "omop.image_occurrence", "omop.static_fact")
     parts = " UNION ALL ".join(
-        f"SELECT load_id, count(*) AS n FROM {table} WHERE person_id IN (SELECT person_id FROM gone_person) GROUP BY 1"
-        for table in ("omop.event", "omop.person", "omop.observation_period", "omop.image_occurrence")
+        f"SELECT load_id, count(*) AS n FROM {table} t WHERE person_id IN (SELECT person_id FROM gone_person) "
+        f"{_WITHOUT_A_ROW if table == 'omop.person' else ''} GROUP BY 1"
+        for table in read
     )
     connection.exec_driver_sql(
         "UPDATE ops.load l SET num_loaded = num_loaded - g.n, num_rejected = num_rejected + g.n, "

@@ -310,3 +310,20 @@ def test_a_list_may_have_a_header_blank_lines_and_repeats(tmp_path: Path) -> Non
     path = tmp_path / "list"
     path.write_text("person_id\r\n 7\n\n007\n-3\n")
     assert read_list(path, "person_id") == ["7", "-3"]
+
+
+def test_a_person_of_a_meds_data_set_is_forgotten_too(tmp_path: Path, work: Make, engine: Engine) -> None:
+    from app.loading import meds
+    from tests.app.loading.meds_sets import data_set, person
+
+    folder = data_set(tmp_path / "meds", {"0": person(1), "1": person(2)})
+    meds.load(work(path=str(folder)))
+    forget(work(path=listed(tmp_path, 2)))
+    counts = "SELECT num_read, num_loaded, rejects_by_rule ->> 'forgotten' FROM ops.load WHERE state = 'published'"
+    assert rows(engine, counts) == [(14, 7, "7")]
+    assert rows(engine, "SELECT DISTINCT person_id FROM omop.static_fact") == [(1,)]
+    longer = data_set(tmp_path / "again", {"0": person(1), "1": person(2), "2": person(3)})
+    assert meds.load(work(path=str(longer), max_rejects=0))["persons"] == 2
+    assert rows(engine, counts) == [(21, 14, "7")]
+    assert rows(engine, "SELECT person_id FROM omop.person ORDER BY 1") == [(1,), (3,)]
+    assert rows(engine, "SELECT count(row_key) FROM ops.reject WHERE rule = 'forgotten'") == [(0,)]
