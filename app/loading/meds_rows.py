@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from app.loading.forgotten import note
 from app.loading.meds_files import CODES, DATA, SPLITS, split_of, types_of
 from app.loading.parse import BAD_ID, BAD_TIME, NO_TIME, NUL_BYTE, OUT_OF_RANGE, Rule
 from app.loading.validate import AFTER_DEATH, one
+from app.loading.zones import zone_macro
 from app.store.forgetting import RULE, Memory
 from app.store.loads import FileRecord, Reject
 
@@ -106,6 +107,26 @@ class Books:
             self.rejects_by_rule[rule] = self.rejects_by_rule.get(rule, 0) + count
 
 
+def zone_of(kind: str) -> str | None:
+    """The zone of a type `timestamp[us, tz=UTC]`."""
+    return kind.split("tz=", 1)[1].rstrip("]") if kind.startswith("timestamp") and "tz=" in kind else None
+
+
+def zone_name(zone: str) -> str:
+    """What the macro of a zone's clock is called."""
+    return f"zone_{zone.encode().hex()}"
+
+
+def know_zones(connection: duckdb.DuckDBPyConnection, files: Iterable[TableFile]) -> None:
+    """Make the macros of the zones that files' columns have.
+
+    Raises:
+        InputError: there is no such zone.
+    """
+    for zone in {zone for file in files for kind in file.types if (zone := zone_of(kind))}:
+        connection.execute(zone_macro(zone, zone_name(zone)))
+
+
 def column(types: dict[str, str], name: str, kind: str) -> str:
     """A column of a shard as BIGINT, TIMESTAMP, VARCHAR, DOUBLE or BOOLEAN; null where it has none.
 
@@ -118,12 +139,13 @@ def column(types: dict[str, str], name: str, kind: str) -> str:
     quoted = sql_name(name)
     if any(given.startswith(nested) for nested in ("list", "large_list", "struct", "map", "binary", "fixed_size")):
         raise InputError(f"Expected plain values in the column {name}, found {given}; give it as MEDS has it.")
-    text = f"blank({parquet_text(name, given)})"
+    zone = zone_of(given)
+    text = f"blank({parquet_text(name, given, {zone: zone_name(zone)} if zone else {})})"
     if kind == "BIGINT":
         whole = given.startswith(("int", "uint"))
         return f"TRY_CAST({quoted} AS BIGINT)" if whole else f"strict_int({text})"
     if kind == "TIMESTAMP":
-        plain = (given.startswith("timestamp") and "tz=" not in given) or given.startswith("date")
+        plain = given in ("timestamp[s]", "timestamp[ms]", "timestamp[us]") or given.startswith("date")
         return f"CAST({quoted} AS TIMESTAMP)" if plain else f"moment({text})"
     if kind == "VARCHAR":
         return f"CAST({quoted} AS VARCHAR)" if "string" in given else text
@@ -132,6 +154,7 @@ def column(types: dict[str, str], name: str, kind: str) -> str:
 
 def make_codes(connection: duckdb.DuckDBPyConnection, links: Sequence[tuple[Read, str]]) -> None:
     """Number every code and unit of some shards, in the order of the codes: tables `m_code`, `m_unit`."""
+    know_zones(connection, [file for (file, _), _ in links])
     connection.execute("CREATE TABLE d_code (code VARCHAR); CREATE TABLE d_unit (unit VARCHAR)")
     for (file, _), link in links:
         types, source = types_of(file), f"read_parquet({sql_text(link)})"
