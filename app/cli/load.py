@@ -31,7 +31,11 @@ def load_omop(
     ],
     source: Source = None,
     mode: Annotated[
-        str, typer.Option(help="snapshot: what is in the folder replaces what this source loaded before.")
+        str,
+        typer.Option(
+            help="snapshot: the folder replaces what this source loaded before; append: it adds rows; upsert: it adds "
+            "rows, replaces those of known keys, and removes those marked in a column deleted."
+        ),
     ] = "snapshot",
     max_rejects: Annotated[
         float, typer.Option(help="Largest share of rejected rows of an event table.", min=0, max=1)
@@ -78,10 +82,11 @@ def load_omop(
     Examples:
       lachesis load omop /data/omop_2026_11 --source hospital
       lachesis load omop service=warehouse --cdm-schema cdm_54 --vocabulary-schema vocab
+      lachesis load omop /data/omop_2026_12_new --source hospital --mode upsert
     """
     from app.loading.dialect import Reading
 
-    one_of("--mode", mode, ("snapshot",))
+    one_of("--mode", mode, ("snapshot", "append", "upsert"))
     args: dict[str, Any] = {
         "what": "omop",
         **place(path, cdm_schema, vocabulary_schema),

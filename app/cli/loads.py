@@ -38,7 +38,7 @@ SHARED = ("job_id", "source", "mode", "created_at")
 
 def shortened(row: dict[str, Any]) -> dict[str, Any]:
     """A load as a line of its delivery."""
-    line = {key: row[key] for key in ("load_id", "table", "kind", "state", "read", "loaded", "rejected")}
+    line = {key: row[key] for key in ("load_id", "table", "kind", "state", "read", "loaded", "shown", "rejected")}
     line |= {"concept 0": percent(row["concept_0_percent"]), "from": day(row["first_time"])}
     return line | {"to": day(row["last_time"]), "superseded_by": row["superseded_by"]}
 

@@ -74,19 +74,27 @@ def print_csv(rows: list[dict[str, Any]]) -> None:
 def ls(
     kind: Annotated[str, typer.Argument(help="load, reject, person, cohort, task, label, checkpoint, metric or job.")],
     limit: Annotated[int, typer.Option(help="Rows at the most.", min=1)] = 50,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Only what is out of date, and since when: labels, cohorts, checkpoints.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List things of a kind, newest first.
 
     Examples:
       lachesis ls loads
-      lachesis ls metrics --limit 200 --json
+      lachesis ls labels --stale --json
     """
     from app.store import listing
 
-    _, found = listing.kind_named(kind)
+    word, found = listing.kind_named(kind)
+    if stale:
+        from app.store.stale import STALE
+
+        if word not in STALE:
+            raise InputError(f"Expected {', '.join(STALE)} with --stale, got {word}; leave --stale out.")
     with connect().connect() as connection:
-        rows = listing.listing(connection, found, limit)
+        rows = STALE[word](connection)[:limit] if stale else listing.listing(connection, found, limit)
     if as_json:
         typer.echo(jsonlib.dumps({"rows": rows}, default=str))
     else:

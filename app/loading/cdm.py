@@ -223,11 +223,14 @@ _COLUMNS = {
         "vocabulary_version"
     ),
 }
+DELETED = "deleted"
+"""A column of ours: in a file of an upsert it marks rows that are to go."""
+
 COLUMNS: dict[str, frozenset[str]] = {
-    **{name: frozenset(columns.split()) for name, columns in _COLUMNS.items()},
+    **{name: frozenset([*columns.split(), DELETED]) for name, columns in _COLUMNS.items()},
     **{table.name: frozenset(name for name, _ in table.columns) for table in VOCABULARY_TABLES},
 }
-"""Every column of every table that is read, of all versions."""
+"""Every column of every table that is read, of all versions, and `deleted`."""
 
 TEXT_COLUMNS: dict[str, dict[str, str]] = {
     "person": {"person_source_value": "words"},

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
-from app.loading.cdm import EVENTS
 from app.loading.validate import Judged, one
 from app.store.copy import copy_out
-from app.store.loads import Published
+from app.store.loads import Shown, load_ids, partitions
+from app.store.shown import listed
 from app.store.vocabulary import Release, current_release
 
 if TYPE_CHECKING:
@@ -22,18 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Known:
-    """Rows that stay because their tables are not in the folder, and the concepts of the store."""
+    """What a source shows, and the concepts of the store; times as Postgres counts."""
 
+    persons: list[NDArray[Any]] = field(default_factory=list)
+    """(person_id, birth_time), birth_time `NO_TIME` where unknown."""
     visits: list[NDArray[Any]] = field(default_factory=list)
-    """(visit_occurrence_id)."""
+    """(visit_occurrence_id, person_id)."""
     deaths: list[NDArray[Any]] = field(default_factory=list)
-    """(person_id, time, date_only), time as Postgres counts."""
+    """(person_id, time, date_only)."""
     periods: list[NDArray[Any]] = field(default_factory=list)
-    """(person_id, start_date, end_date), days as Postgres counts."""
+    """(key, person_id, start_date, end_date)."""
     concepts: list[NDArray[Any]] = field(default_factory=list)
     """(concept_id)."""
     release: Release | None = None
     """The vocabulary beside the store, out of which publishing completes it."""
+
+
+NO_TIME = -(2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,6 @@ class SourceRow:
     data_cut: dt.date | None
     data_cut_source: str | None
     simulated: bool
-
-
-EVENT_LAYOUT = (("person_id", "i8"), ("time", "i8"), ("date_only", "u1"), ("concept_id", "i4"))
 
 
 def source_row(connection: Connection, source_id: int) -> SourceRow:
@@ -58,47 +60,100 @@ def source_row(connection: Connection, source_id: int) -> SourceRow:
     return SourceRow(*row) if row else SourceRow(None, None, False)
 
 
-def read(connection: Connection, shown: Mapping[str, Published], tables: set[str]) -> Known:
-    """What stays of a source when a folder holds only `tables`."""
+def read(connection: Connection, shown: Shown) -> Known:
+    """What a source shows, as far as a delivery is judged by it."""
     concepts = copy_out(connection, "SELECT concept_id FROM omop.concept", [("concept_id", "i4")])
     known = Known(concepts=list(concepts), release=current_release(connection))
-
-    def load_of(table: str) -> int | None:
-        return shown[table].load_id if table in shown and table not in tables else None
-
-    if (load_id := load_of("visit_occurrence")) is not None:
-        query = f"SELECT visit_occurrence_id FROM omop.visit_occurrence WHERE load_id = {load_id}"
-        known.visits = list(copy_out(connection, query, [("visit_occurrence_id", "i8")]))
-    if (load_id := load_of("death")) is not None:
-        query = f"SELECT person_id, time, date_only FROM omop.event WHERE load_id = {load_id}"
-        known.deaths = list(copy_out(connection, query, EVENT_LAYOUT[:3]))
-    if (load_id := load_of("observation_period")) is not None:
-        query = f"SELECT person_id, start_date, end_date FROM omop.observation_period WHERE load_id = {load_id}"
-        layout = [("person_id", "i8"), ("start_date", "i4"), ("end_date", "i4")]
+    if ids := load_ids(shown, "person"):
+        query = f"SELECT person_id, coalesce(birth_time, '-infinity') FROM omop.person WHERE load_id IN ({listed(ids)})"
+        known.persons = list(copy_out(connection, query, (("person_id", "i8"), ("birth_time", "i8"))))
+    if ids := load_ids(shown, "visit_occurrence"):
+        query = f"SELECT visit_occurrence_id, person_id FROM omop.visit_occurrence WHERE load_id IN ({listed(ids)})"
+        known.visits = list(copy_out(connection, query, (("visit_occurrence_id", "i8"), ("person_id", "i8"))))
+    for partition in partitions(shown, "death"):
+        query = f"SELECT person_id, time, date_only FROM {partition}"
+        known.deaths += copy_out(connection, query, (("person_id", "i8"), ("time", "i8"), ("date_only", "u1")))
+    if ids := load_ids(shown, "observation_period"):
+        query = (
+            "SELECT observation_period_id, person_id, start_date, end_date FROM omop.observation_period "
+            f"WHERE load_id IN ({listed(ids)})"
+        )
+        layout = (("key", "i8"), ("person_id", "i8"), ("start_date", "i4"), ("end_date", "i4"))
         known.periods = list(copy_out(connection, query, layout))
     return known
 
 
-def fill(connection: duckdb.DuckDBPyConnection, known: Known, judged: Mapping[str, Judged]) -> None:
-    """Make `known_visit`, `known_concept`, and `t_death` and `t_observation_period` where the folder has none."""
-    connection.execute("CREATE TABLE known_visit (visit_occurrence_id BIGINT)")
-    if "visit_occurrence" in judged:
-        connection.execute("INSERT INTO known_visit SELECT key FROM t_visit_occurrence")
-    append(connection, "known_visit", known.visits, "visit_occurrence_id")
-    connection.execute("CREATE TABLE known_concept (concept_id INTEGER)")
+def fill_former(connection: duckdb.DuckDBPyConnection, known: Known) -> None:
+    """Make `former_person`, `former_visit`, `former_death`, `former_period` and `known_concept` of the decoder."""
+    for statement in (
+        "CREATE TABLE former_person (person_id BIGINT, birth_time TIMESTAMP)",
+        "CREATE TABLE former_visit (visit_occurrence_id BIGINT, person_id BIGINT)",
+        "CREATE TABLE former_death (person_id BIGINT, time TIMESTAMP, date_only BOOLEAN)",
+        "CREATE TABLE former_period (key BIGINT, person_id BIGINT, start_date DATE, end_date DATE)",
+        "CREATE TABLE known_concept (concept_id INTEGER)",
+    ):
+        connection.execute(statement)
+    birth = f"CASE WHEN birth_time <> {NO_TIME} THEN {moment('birth_time')} END"
+    append(connection, "former_person", known.persons, f"person_id, {birth}")
+    append(connection, "former_visit", known.visits, "visit_occurrence_id, person_id")
+    append(connection, "former_death", known.deaths, f"person_id, {moment('time')}, date_only = 1")
+    days = ", ".join(f"DATE '2000-01-01' + {name}" for name in ("start_date", "end_date"))
+    append(connection, "former_period", known.periods, f"key, person_id, {days}")
     append(connection, "known_concept", known.concepts, "concept_id")
+
+
+def fill_persons(connection: duckdb.DuckDBPyConnection, *, delivered: bool, delta: bool) -> None:
+    """Make `known_person` (person_id, birth_time): the persons there are once the delivery is published.
+
+    Needs `t_person` where PERSON is `delivered`, and `x_person` (see `deltas.settle`) where a delta delivers it.
+    """
+    new = "SELECT person_id, birth_time FROM t_person"
+    old = "SELECT person_id, birth_time FROM former_person"
+    if not delivered:
+        query = old
+    elif delta:
+        query = f"{old} WHERE person_id NOT IN (SELECT key FROM x_person) UNION ALL {new}"
+    else:
+        query = new
+    connection.execute(f"CREATE TABLE known_person AS {query}")
+
+
+def fill(connection: duckdb.DuckDBPyConnection, judged: Mapping[str, Judged], *, delta: bool) -> tuple[bool, bool]:
+    """Make `known_visit`, `known_death` and `known_period`: what there is of `known_person` once it is published.
+
+    Returns:
+        Whether there are observation periods, and deaths.
+    """
+    columns = {
+        "visit_occurrence": ("visit", "visit_occurrence_id", "visit_occurrence_id", "key AS visit_occurrence_id"),
+        "death": ("death", "person_id", "person_id, time, date_only", "person_id, time, date_only"),
+        "observation_period": (
+            "period",
+            "key",
+            "person_id, start_date, end_date",
+            "person_id, start_date, end_date",
+        ),
+    }
+    for table, (name, key, kept, new) in columns.items():
+        parts = []
+        if table not in judged or delta:
+            gone = f" AND {key} NOT IN (SELECT key FROM x_{table})" if table in judged else ""
+            parts.append(
+                f"SELECT {kept} FROM former_{name} WHERE person_id IN (SELECT person_id FROM known_person){gone}"
+            )
+        if table in judged:
+            parts.append(f"SELECT {new} FROM t_{table}")
+        connection.execute(f"CREATE TABLE known_{name} AS {' UNION ALL '.join(parts)}")
     if "concept" in judged:
         connection.execute(
             "INSERT INTO known_concept SELECT concept_id FROM t_concept c "
             "WHERE NOT EXISTS (FROM known_concept k WHERE k.concept_id = c.concept_id)"
         )
-    if known.deaths:
-        connection.execute("CREATE TABLE t_death (person_id BIGINT, time TIMESTAMP, date_only BOOLEAN)")
-        append(connection, "t_death", known.deaths, f"person_id, {moment('time')}, date_only = 1")
-    if known.periods:
-        connection.execute("CREATE TABLE t_observation_period (person_id BIGINT, start_date DATE, end_date DATE)")
-        listed = ", ".join(f"DATE '2000-01-01' + {name}" for name in ("start_date", "end_date"))
-        append(connection, "t_observation_period", known.periods, f"person_id, {listed}")
+    periods, deaths = (
+        table in judged or bool(one(connection, f"SELECT count(*) FROM known_{name}")[0])
+        for table, name in (("observation_period", "period"), ("death", "death"))
+    )
+    return periods, deaths
 
 
 def moment(column: str) -> str:
@@ -148,13 +203,13 @@ def refuse_collisions(
             )
 
 
-def refuse_other_format(shown: Mapping[str, Published], *kinds: str) -> None:
+def refuse_other_format(shown: Shown, *kinds: str) -> None:
     """Refuse a source that loads of another kind brought: tables of the two would lie over each other.
 
     Raises:
         InputError: the source shows tables of one of `kinds`.
     """
-    found = sorted({load.kind for load in shown.values()} & set(kinds))
+    found = sorted({load.kind for loads in shown.values() for load in loads} & set(kinds))
     if found:
         raise InputError(
             f"Expected a source of its own for this kind of load, found one that `load {found[0]}` brought; "
@@ -162,33 +217,11 @@ def refuse_other_format(shown: Mapping[str, Published], *kinds: str) -> None:
         )
 
 
-def persons_gone(connection: Connection, decoder: duckdb.DuckDBPyConnection, load_id: int) -> tuple[int, int]:
-    """How many persons of an earlier load are not in this delivery, and of how many."""
-    decoder.execute("CREATE OR REPLACE TABLE former (id BIGINT)")
-    query = f"SELECT person_id FROM omop.person WHERE load_id = {int(load_id)}"
-    append(decoder, "former", copy_out(connection, query, [("id", "i8")]), "id")
+def persons_gone(decoder: duckdb.DuckDBPyConnection) -> tuple[int, int]:
+    """How many persons that the source shows would be gone after this delivery, and of how many."""
     gone, before = one(
         decoder,
-        "SELECT count_if(NOT EXISTS (FROM t_person p WHERE p.person_id = f.id)), count(*) FROM former f",
+        "SELECT count_if(NOT EXISTS (FROM known_person p WHERE p.person_id = f.person_id)), count(*) "
+        "FROM former_person f",
     )
     return int(gone or 0), int(before)
-
-
-def read_stayed(
-    connection: Connection, decoder: duckdb.DuckDBPyConnection, shown: Mapping[str, Published], tables: set[str]
-) -> list[str]:
-    """Bring events of tables that the folder lacks into the decoder, for the timelines; the DuckDB tables' names."""
-    made = []
-    for table, found in shown.items():
-        if table in tables or table not in EVENTS or not found.partition_name:
-            continue
-        name = f"s_{table}"
-        decoder.execute(
-            f"CREATE TABLE {name} (person_id BIGINT, time TIMESTAMP, date_only BOOLEAN, concept_id INTEGER)"
-        )
-        query = f"SELECT person_id, time, date_only, concept_id FROM {found.partition_name}"
-        batches = copy_out(connection, query, EVENT_LAYOUT)
-        select = f"person_id, {moment('time')}, date_only = 1, concept_id"
-        append(decoder, name, batches, select, "person_id IN (SELECT person_id FROM t_person)")
-        made.append(name)
-    return made

@@ -181,7 +181,9 @@ def find_extract(folder: Place | Path) -> tuple[Place, dict[str, list[Place]]]:
     )
 
 
-def read_extract(path: Path, reading: Reading, folder: Path, check: Callable[[], None] = lambda: None) -> Extract:
+def read_extract(
+    path: Path, reading: Reading, folder: Path, check: Callable[[], None] = lambda: None, *, whole: bool = True
+) -> Extract:
     """Find the files and read every header.
 
     Args:
@@ -191,12 +193,12 @@ def read_extract(path: Path, reading: Reading, folder: Path, check: Callable[[],
         check: called now and then; may raise to stop.
 
     Raises:
-        InputError: see `find_extract` and `read_header`; also where PERSON is absent.
+        InputError: see `find_extract` and `read_header`; also where PERSON is absent, but from a delta (not `whole`).
     """
     stage = Stage(folder, check)
     found, tables = find_extract(place(path, "", stage))
     unknown = unknown_files(found, tables)
-    if "person" not in tables:
+    if whole and "person" not in tables:
         raise InputError("Expected a file of PERSON in the folder, found none; add person.csv or person.parquet.")
     files = {
         table: [read_header(part.path, part.label, table, reading) for part in parts]

@@ -256,7 +256,7 @@ def finish(
         moved = store.put_splits(connection, own)
         digest = content_digest([splits.file, released.file, sheets["study_mapping"].file], f"unit={unit.name}")
         shown = published_loads(connection, source_id)
-        same = all(name in shown and shown[name].content_sha256 == digest for name in ("split", "released_label"))
+        same = all(name in shown and shown[name][-1].content_sha256 == digest for name in ("split", "released_label"))
         same = same and all(part is None or part["unchanged"] for part in (record, scans)) and not moved
         if not same:
             _write(connection, work, source_id, splits, _row("split", splits, digest, {}), shown)
@@ -287,7 +287,7 @@ def _write(
 ) -> int:
     """The books of one file; its load."""
     if row.table_name in shown:
-        supersede(connection, [shown[row.table_name].load_id])
+        supersede(connection, [found.load_id for found in shown[row.table_name]])
     load_id = record_load(connection, source_id, work.job_id, row)
     rejects = (
         Reject(table_name=row.table_name, file=sheet.file.name, record=record, rule=rule, column_name=column)

@@ -19,6 +19,8 @@ from app.loading.meds_files import CODES, DATA, SPLITS, DataSet, read_data_set, 
 from app.loading.meds_publish import KIND, MedsDelivery, name_concepts, publish
 from app.loading.meds_rows import Books, Read
 from app.loading.shift import Shift, asked
+from app.loading.validate import one
+from app.store.copy import copy_out
 from app.store.forgetting import read_memory
 from app.store.loads import (
     Published,
@@ -158,7 +160,7 @@ def _shown(connection: Connection, source_id: int | None) -> dict[str, Published
     """
     shown = published_loads(connection, source_id)
     context.refuse_other_format(shown, "omop", "vocabulary", "inspect")
-    return {table: load for table, load in shown.items() if load.kind == KIND}
+    return {table: loads[-1] for table, loads in shown.items() if loads[-1].kind == KIND}
 
 
 def _number_codes(decoder: duckdb.DuckDBPyConnection, reads: dict[str, list[Read]], links: Mapping[str, str]) -> Judged:
@@ -310,6 +312,18 @@ def _publish(
     return _result(decoder, delivery, judged, options, data_set, cut, new)
 
 
+def _persons_gone(connection: Connection, decoder: duckdb.DuckDBPyConnection, load_id: int) -> tuple[int, int]:
+    """How many persons of an earlier load are not in this delivery, and of how many."""
+    decoder.execute("CREATE OR REPLACE TABLE former (id BIGINT)")
+    query = f"SELECT person_id FROM omop.person WHERE load_id = {int(load_id)}"
+    context.append(decoder, "former", copy_out(connection, query, [("id", "i8")]), "id")
+    gone, before = one(
+        decoder,
+        "SELECT count_if(NOT EXISTS (FROM t_person p WHERE p.person_id = f.id)), count(*) FROM former f",
+    )
+    return int(gone or 0), int(before)
+
+
 def _guard(
     connection: Connection, decoder: duckdb.DuckDBPyConnection, judged: Judged, shown: Mapping[str, Published]
 ) -> None:
@@ -318,7 +332,7 @@ def _guard(
         return
     before, now = shown[DATA].num_loaded, judged.books[DATA].num_loaded
     shrunk = [f"rows {before:,} → {now:,}"] if before - now > SHRINK * before else []
-    gone, persons = context.persons_gone(connection, decoder, shown[DATA].load_id)
+    gone, persons = _persons_gone(connection, decoder, shown[DATA].load_id)
     if gone > SHRINK * persons:
         shrunk.append(f"{gone:,} of {persons:,} persons would vanish")
     if shrunk:

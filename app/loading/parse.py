@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.loading.cdm import DEATH_CONCEPT, EventTable, VocabularyTable
+from app.loading.cdm import DEATH_CONCEPT, DELETED, EventTable, VocabularyTable
 
 BAD_ID = "unparsable_id"
 BAD_TIME = "unparsable_time"
@@ -17,6 +17,8 @@ NUL_BYTE = "nul_byte"
 TOO_LONG = "name_too_long"
 MAX_SYNONYM = 2_600
 """Bytes of a synonym at the most."""
+BAD_FLAG = "unparsable_flag"
+YES, NO = "('1', 't', 'true', 'y', 'yes')", "('0', 'f', 'false', 'n', 'no')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,26 @@ class _Parser:
         self.derived[name] = expression
         return name
 
-    def plan(self) -> Plan:
+    def plan(self, *, deletions: bool = False) -> Plan:
+        """The whole; with `deletions` a column `deleted`, and rows of which it is true need a key and no more."""
+
         def listed(columns: dict[str, str]) -> str:
             return "".join(f", {expression} AS {name}" for name, expression in columns.items())
 
         cases = " ".join(f"WHEN {rule.condition} THEN {i}" for i, rule in enumerate(self.rules))
+        if deletions:
+            said = f"lower({DELETED})"
+            self.parsed["p_deleted"] = f"CASE WHEN {said} IN {YES} THEN true WHEN {said} IN {NO} THEN false END"
+            self.columns[DELETED] = "coalesce(p_deleted, false)"
+            self.rules.append(Rule(f"{DELETED} IS NOT NULL AND p_deleted IS NULL", BAD_FLAG, DELETED))
+            cases = f"WHEN p_deleted AND {self.columns['key']} IS NOT NULL THEN NULL {cases} WHEN "
+            cases += f"{self.rules[-1].condition} THEN {len(self.rules) - 1}"
         columns = listed(self.columns | {"bad": f"CAST(CASE {cases} END AS UTINYINT)"}).removeprefix(", ")
         inner = f"SELECT *{listed(self.parsed)} FROM ({{source}})"
         return Plan(f"SELECT {columns} FROM (SELECT *{listed(self.derived)} FROM ({inner}))", tuple(self.rules))
 
 
-def event_plan(table: EventTable, *, midnight_is_time: bool) -> Plan:
+def event_plan(table: EventTable, *, midnight_is_time: bool, deletions: bool = False) -> Plan:
     """Columns key, person_id, time, date_only, concept_id, source_concept_id, value_as_number, value_as_concept_id,
     unit_concept_id, end_time, end_date_only, visit_occurrence_id, flag (bits: 1 number, 2 end out of range), bad."""
     parser = _Parser()
@@ -94,7 +105,7 @@ def event_plan(table: EventTable, *, midnight_is_time: bool) -> Plan:
         "unit_concept_id": parser.parse("concept", table.unit) if table.unit else null,
     }
     _rest(parser, table, midnight_is_time=midnight_is_time)
-    return parser.plan()
+    return parser.plan(deletions=deletions)
 
 
 def _time(parser: _Parser, name: str, date: str, datetime: str, *, midnight_is_time: bool) -> tuple[str, str]:
@@ -136,7 +147,7 @@ def _rest(parser: _Parser, table: EventTable, *, midnight_is_time: bool) -> None
         parser.columns["preceding_visit_occurrence_id"] = preceding
 
 
-def person_plan() -> Plan:
+def person_plan(*, deletions: bool = False) -> Plan:
     """Columns key, person_id, birth_time, the three concepts, person_source_value, bad."""
     parser = _Parser()
     key = parser.parse("strict_int", "person_id", required=True)
@@ -153,10 +164,10 @@ def person_plan() -> Plan:
     parser.columns |= {name: f"coalesce({parser.parse('concept', name)}, 0)" for name in concepts}
     parser.columns["person_source_value"] = "person_source_value"
     parser.rules.append(Rule("contains(person_source_value, chr(0))", NUL_BYTE, "person_source_value"))
-    return parser.plan()
+    return parser.plan(deletions=deletions)
 
 
-def period_plan() -> Plan:
+def period_plan(*, deletions: bool = False) -> Plan:
     """Columns key, person_id, start_date, end_date, bad."""
     parser = _Parser()
     parser.columns = {
@@ -169,7 +180,7 @@ def period_plan() -> Plan:
         parser.rules.append(Rule(f"{moment} IS NULL", NO_TIME, column))
         parser.rules.append(Rule(f"NOT in_range({moment})", OUT_OF_RANGE, column))
         parser.columns[name] = f"CAST({moment} AS DATE)"
-    return parser.plan()
+    return parser.plan(deletions=deletions)
 
 
 def vocabulary_plan(table: VocabularyTable) -> Plan:

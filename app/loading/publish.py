@@ -1,28 +1,39 @@
-"""Publish a judged delivery in one transaction: partitions filled apart, indexed, attached; what they replace goes."""
+"""Publish a judged delivery in one transaction: what it replaces goes; partitions are filled, indexed, attached."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app.loading import rows
 from app.loading.cdm import EVENTS, VOCABULARY
+from app.loading.deltas import KEYED, is_delta
+from app.loading.removal import Removal, remove
 from app.loading.validate import Judged
 from app.loading.vocabulary_complete import complete
+from app.store import shown as store
 from app.store import timelines
 from app.store.copy import ahead, copy_in, index_statements
-from app.store.loads import LoadRow, Published, record_load, record_rejects, reserve_load_ids, supersede
+from app.store.loads import (
+    LoadRow,
+    Published,
+    Shown,
+    load_ids,
+    num_shown,
+    partitions,
+    record_load,
+    record_rejects,
+    reserve_load_ids,
+    supersede,
+)
+from app.store.shown import Difference
 
 if TYPE_CHECKING:
     import duckdb
     from sqlalchemy import Connection
 
     from app.settings import Settings
-
-KEPT_TABLES = ("person", "observation_period", "visit_occurrence")
-"""Tables with rows of their own; a snapshot replaces them by their load."""
-
 
 ANEW_ROWS = 20_000
 """From so many incoming rows on, indexes are dropped and built anew."""
@@ -44,19 +55,54 @@ class Target:
 
 @dataclass(slots=True)
 class Delivery:
-    """What is to be published."""
+    """What is to be published, and afterwards what came of it.
+
+    A loader of another format decodes its rows into the DuckDB tables that `judge` names (`t_person`,
+    `t_<event table>`, `t_observation_period`, …), makes the tables of `context.fill_former`, `context.fill_persons`
+    and `context.fill`, and calls `publish` under the publishing lock, where `published` is still what is shown.
+    """
 
     settings: Settings
     source_id: int
     job_id: int | None
     mode: str
+    """snapshot: the delivered tables replace what the source shows of them, and persons who are not in `known_person`
+    go with all their rows. append, upsert: `deltas.settle` has put aside what is already so; the rows of `x_<table>`
+    go, those of `t_<table>` come."""
     judged: Mapping[str, Judged]
     digests: Mapping[str, bytes]
-    published: Mapping[str, Published]
+    published: Shown
     """What the source shows now."""
-    stayed: Sequence[str] = ()
-    """DuckDB tables (person_id, time, date_only, concept_id) of events that stay from earlier loads."""
+    kind: str = "omop"
+    """What `ops.load.kind` says of tables that are no vocabulary."""
     load_ids: dict[str, int] = field(default_factory=dict)
+    """Set by `publish`, as are the following."""
+    changes: dict[str, Change] = field(default_factory=dict)
+    """What changed, by table; tables of which only rows of vanished persons went are among them."""
+    num_orphans: int = 0
+    """Rows that went with their persons out of tables that were not delivered."""
+
+    @property
+    def replaced(self) -> list[str]:
+        """Tables whose earlier loads go as a whole."""
+        whole = not is_delta(self.mode)
+        return [table for table in self.judged if table in self.published and (whole or table not in KEYED)]
+
+    @property
+    def staying(self) -> dict[str, Sequence[Published]]:
+        """Loads that go on being shown, at least in part."""
+        return {t: loads for t, loads in self.published.items() if t not in self.replaced}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Rows of one table, after against before."""
+
+    before: int
+    after: int
+    added: int
+    changed: int
+    removed: int
 
 
 def partition(load_id: int) -> str:
@@ -80,13 +126,17 @@ def publish(
     """
     names = list(delivery.judged)
     delivery.load_ids = dict(zip(names, reserve_load_ids(connection, len(names)), strict=True))
-    old = [delivery.published[table].load_id for table in names if table in delivery.published]
+    old = load_ids(delivery.published, *delivery.replaced)
+    before = {table: num_shown(delivery.published, table) for table in delivery.published if table in KEYED}
     _keep_books(connection, decoder, delivery)
-    _remove(connection, delivery, old)
-    targets = [*_events(decoder, delivery), _timelines(decoder, delivery), *_tables(connection, decoder, delivery)]
-    targets += _vocabulary(connection, decoder, delivery)
-    fill(connection, targets, report)
-    supersede(connection, old)
+    removal = remove(connection, decoder, delivery)
+    targets = [*_events(decoder, delivery), *_tables(connection, decoder, delivery)]
+    fill(connection, [*targets, _timelines(decoder), *_vocabulary(connection, decoder, delivery)], report)
+    report(0, "comparing")
+    delivery.changes = _changes(connection, delivery, removal, before)
+    delivery.num_orphans = sum(count for table, count in removal.orphans.items() if table not in delivery.judged)
+    record_changes(connection, delivery)
+    supersede(connection, [*old, *emptied(connection, delivery.source_id)])
     complete(connection, decoder, delivery, report)
     _swap(connection, delivery)
 
@@ -126,7 +176,7 @@ def _keep_books(connection: Connection, decoder: duckdb.DuckDBPyConnection, deli
         load_id = delivery.load_ids[table]
         has_partition = table in EVENTS and judged.num_loaded > 0
         row = LoadRow(
-            kind="vocabulary" if table in VOCABULARY else "omop",
+            kind="vocabulary" if table in VOCABULARY else delivery.kind,
             mode=delivery.mode,
             table_name=table,
             files=[read.record for read in judged.decoded.files],
@@ -138,20 +188,14 @@ def _keep_books(connection: Connection, decoder: duckdb.DuckDBPyConnection, deli
             first_time=judged.first_time,
             last_time=judged.last_time,
             partition_name=partition(load_id) if has_partition else None,
+            num_same=judged.num_same,
+            num_deleted=judged.num_deleted,
+            num_shown=judged.num_loaded if table in KEYED else None,
         )
-        record_load(connection, delivery.source_id, delivery.job_id, row, load_id=load_id)
+        first = min(delivery.load_ids.values())
+        record_load(connection, delivery.source_id, delivery.job_id, row, load_id=load_id, delivery_id=first)
         if judged.rejects_by_rule:
             record_rejects(connection, load_id, delivery.job_id, judged.rejects(decoder))
-
-
-def _remove(connection: Connection, delivery: Delivery, old: list[int]) -> None:
-    """Delete the rows that this delivery replaces, but the partitions."""
-    from sqlalchemy import text
-
-    timelines.delete_timelines(connection, old)
-    for table in KEPT_TABLES:
-        if table in delivery.judged:
-            connection.execute(text(f"DELETE FROM omop.{table} WHERE load_id = ANY (:old)"), {"old": old})
 
 
 def partition_statements(load_id: int, table: str) -> tuple[list[str], list[str]]:
@@ -189,7 +233,7 @@ def _events(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[
         yield Target(
             table,
             partition(load_id),
-            rows.event_columns(table),
+            rows.event_columns(table, unknown_visits=unknown),
             chunks,
             before=before,
             after=after,
@@ -197,8 +241,9 @@ def _events(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[
         )
 
 
-def _timelines(decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Target:
-    tables = [f"t_{table}" for table in delivery.judged if table in EVENTS] + list(delivery.stayed)
+def _timelines(decoder: duckdb.DuckDBPyConnection) -> Target:
+    """Timelines of `touched` persons, from the events that come and those that stay (see `removal`)."""
+    tables = [row[0] for row in decoder.execute("SELECT name FROM timeline_source ORDER BY 1").fetchall()]
 
     def chunks() -> Iterator[rows.Chunk]:
         if tables:
@@ -217,25 +262,18 @@ def rebuilding(connection: Connection, table: str, incoming: int) -> tuple[list[
 
 def _tables(connection: Connection, decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[Target]:
     """Persons, periods and visits."""
-    ids = delivery.load_ids
-    columns: dict[str, tuple[Sequence[str], Callable[[Any, int], Iterator[rows.Chunk]]]] = {
-        "person": (("person_id", *rows.PERSON, "load_id"), rows.persons),
-        "observation_period": (
-            ("observation_period_id", "person_id", "start_date", "end_date", "load_id"),
-            rows.periods,
-        ),
-        "visit_occurrence": ((*rows.VISIT, "load_id"), rows.visits),
-    }
-    for table, (names, make) in columns.items():
-        if table in delivery.judged:
+    for table, (names, make) in rows.KEPT.items():
+        if table not in delivery.judged:
+            continue
+        load_id = delivery.load_ids[table]
 
-            def chunks(
-                make: Callable[[Any, int], Iterator[rows.Chunk]] = make, load_id: int = ids[table]
-            ) -> Iterator[rows.Chunk]:
-                return make(decoder, load_id)
+        def chunks(
+            make: Callable[[Any, int], Iterator[rows.Chunk]] = make, load_id: int = load_id
+        ) -> Iterator[rows.Chunk]:
+            return make(decoder, load_id)
 
-            drop, rebuild = rebuilding(connection, f"omop.{table}", delivery.judged[table].num_loaded)
-            yield Target(table, f"omop.{table}", names, chunks, before=drop, after=[*rebuild, f"ANALYZE omop.{table}"])
+        drop, rebuild = rebuilding(connection, f"omop.{table}", delivery.judged[table].num_loaded)
+        yield Target(table, f"omop.{table}", names, chunks, before=drop, after=[*rebuild, f"ANALYZE omop.{table}"])
 
 
 def _vocabulary(connection: Connection, decoder: duckdb.DuckDBPyConnection, delivery: Delivery) -> Iterator[Target]:
@@ -277,14 +315,85 @@ def merge_statement(table: str, staged: str) -> str:
     )
 
 
+def _changes(
+    connection: Connection, delivery: Delivery, removal: Removal, before: Mapping[str, int]
+) -> dict[str, Change]:
+    """What the delivery changed, by table, while what it replaces is still there."""
+    changes = {}
+    for table in dict.fromkeys((*before, *delivery.judged)):
+        if table not in KEYED:
+            continue
+        was, gone = before.get(table, 0), removal.orphans.get(table, 0)
+        if table not in delivery.judged:
+            if gone:
+                changes[table] = Change(was, was - gone, 0, 0, gone)
+            continue
+        found = difference(connection, delivery, removal, table)
+        now = was + found.added - found.removed
+        changes[table] = Change(was, now, found.added, found.changed, found.removed)
+    return changes
+
+
+def difference(connection: Connection, delivery: Delivery, removal: Removal, table: str) -> Difference:
+    """Rows of a delivered table by primary key, against what was shown before."""
+    judged, load_id = delivery.judged[table], delivery.load_ids[table]
+    if is_delta(delivery.mode):
+        changed = removal.changed.get(table, 0)
+        removed = removal.taken.get(table, 0) - changed + removal.orphans.get(table, 0)
+        return Difference(judged.num_loaded - changed, changed, removed)
+    shown = delivery.published.get(table, ())
+    if not num_shown(delivery.published, table):
+        return Difference(added=judged.num_loaded)
+    if len(shown) == 1 and shown[0].is_whole and shown[0].content_sha256 == delivery.digests[table]:
+        return Difference()
+    if table in store.KEPT:
+        rows_found = store.compare(connection, f"TABLE former_{table}", store.kept_rows(table, [load_id]))
+        if table not in EVENTS:
+            return rows_found
+    new = [partition(load_id)] if judged.num_loaded else []
+    found = store.compare(connection, store.event_rows(partitions(delivery.published, table)), store.event_rows(new))
+    if table in store.KEPT:  # a visit has changed where its row or its event has; nearly always both
+        return Difference(found.added, max(found.changed, rows_found.changed), found.removed)
+    return found
+
+
+def record_changes(connection: Connection, delivery: Delivery) -> None:
+    """Keep in the books what the delivery changed."""
+    from sqlalchemy import text
+
+    statement = text(
+        "INSERT INTO ops.load_change (delivery_id, table_name, source_id, num_before, num_after, num_added, "
+        "num_changed, num_removed) VALUES (:delivery, :table, :source, :before, :after, :added, :changed, :removed)"
+    )
+    delivery_id = min(delivery.load_ids.values())
+    found = [
+        {"delivery": delivery_id, "source": delivery.source_id, "table": table, **asdict(change)}
+        for table, change in delivery.changes.items()
+    ]
+    if found:
+        connection.execute(statement, found)
+
+
+def emptied(connection: Connection, source_id: int) -> list[int]:
+    """Loads of a source that brought rows of which none is left."""
+    return [
+        int(row[0])
+        for row in connection.exec_driver_sql(
+            "SELECT load_id FROM ops.load WHERE source_id = %s AND state = 'published' AND num_shown = 0 "
+            "AND num_loaded > 0",
+            (source_id,),
+        )
+    ]
+
+
 def _swap(connection: Connection, delivery: Delivery) -> None:
-    """Attach the new partitions and drop those they replace: last, because it locks omop.event for readers."""
+    """Attach new partitions, drop those that hold nothing any more: last, for it locks omop.event for readers."""
+    store.drop_unnamed(connection, partitions(delivery.published, *delivery.published))
     for table, judged in delivery.judged.items():
-        replaced = delivery.published.get(table)
-        if replaced is not None and replaced.partition_name:
-            connection.exec_driver_sql(f"DROP TABLE {replaced.partition_name}")
         if table in EVENTS and judged.num_loaded:
             load_id = delivery.load_ids[table]
             name = partition(load_id)
             connection.exec_driver_sql(f"ALTER TABLE omop.event ATTACH PARTITION {name} FOR VALUES IN ({load_id})")
             connection.exec_driver_sql(f"ALTER TABLE {name} DROP CONSTRAINT event_{load_id}_load_id")
+            if is_delta(delivery.mode):
+                store.merge_partitions(connection, delivery.source_id, table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,8 +76,8 @@ def stream(
         yield encode(fixed) if len(fixed) == len(fields) else encode_mixed(fields), batch.num_rows
 
 
-def event_columns(table: str) -> list[str]:
-    """Columns of omop.event that rows of a table fill, load_id last."""
+def event_columns(table: str, *, unknown_visits: bool = False) -> list[str]:
+    """Columns of omop.event that rows of a table fill, load_id last; `unknown_visits` where some name unknown ones."""
     event = EVENTS[table]
     columns = ["person_id", "time", "date_only", "concept_id", "source_concept_id"]
     columns += ["value_as_number"] if event.number else []
@@ -85,6 +85,7 @@ def event_columns(table: str) -> list[str]:
     columns += ["unit_concept_id"] if event.unit else []
     columns += ["end_time"] if event.end_date else []
     columns += ["visit_occurrence_id"] if event.visit else []
+    columns += ["unknown_visit_id"] if event.visit and unknown_visits else []
     return [*columns, "source_row_id", "domain", "load_id"]
 
 
@@ -94,8 +95,9 @@ def events(connection: duckdb.DuckDBPyConnection, table: str, load_id: int, *, u
     join = ""
     if unknown_visits:
         named["visit_occurrence_id"] = "v.visit_occurrence_id"
+        named["unknown_visit_id"] = "CASE WHEN v.visit_occurrence_id IS NULL THEN t.visit_occurrence_id END"
         join = " LEFT JOIN known_visit v ON v.visit_occurrence_id = t.visit_occurrence_id"
-    listed = ", ".join(named.get(c, f"t.{c}") for c in event_columns(table)[:-2])
+    listed = ", ".join(named.get(c, f"t.{c}") for c in event_columns(table, unknown_visits=unknown_visits)[:-2])
     query = f"SELECT {listed} FROM t_{table} t{join} ORDER BY t.person_id, t.time"
     return stream(connection, query, (np.uint8(ord(EVENTS[table].domain)), np.int32(load_id)))
 
@@ -116,6 +118,14 @@ def visits(connection: duckdb.DuckDBPyConnection, load_id: int) -> Iterator[Chun
     """Rows of omop.visit_occurrence."""
     query = f"SELECT {', '.join(VISIT.values())} FROM t_visit_occurrence ORDER BY person_id, time"
     return stream(connection, query, (np.int32(load_id),))
+
+
+KEPT: dict[str, tuple[Sequence[str], Callable[[duckdb.DuckDBPyConnection, int], Iterator[Chunk]]]] = {
+    "person": (("person_id", *PERSON, "load_id"), persons),
+    "observation_period": (("observation_period_id", "person_id", "start_date", "end_date", "load_id"), periods),
+    "visit_occurrence": ((*VISIT, "load_id"), visits),
+}
+"""Tables with rows of their own: the columns that are written, and what makes their chunks."""
 
 
 def vocabulary(connection: duckdb.DuckDBPyConnection, table: str) -> Iterator[Chunk]:

@@ -41,6 +41,13 @@ REJECTS: Mapping[str, Explained] = {
         "one key with different contents", "Make keys unique: nobody can tell which of the rows is meant."
     ),
     "duplicate_row": Explained("a copy of a row that is loaded", "Nothing is lost; leave copies out if you like."),
+    "key_shown_needs_upsert": Explained(
+        "a key that is shown already, with other content",
+        "Load the delivery with --mode upsert, if it is a correction.",
+    ),
+    "unparsable_flag": Explained(
+        "neither yes nor no in the column deleted", "Write 1 or 0, true or false, yes or no, or leave it empty."
+    ),
     "wrong_number_of_fields": Explained(
         "more or fewer fields than the header has", "Quote fields that hold delimiters or line ends."
     ),

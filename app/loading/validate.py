@@ -25,8 +25,9 @@ DUPLICATE_KEY = "duplicate_key"
 DUPLICATE_ROW = "duplicate_row"
 
 OF_FORGOTTEN = "EXISTS (FROM forgotten_person f WHERE f.person_id = t.person_id)"
+NEEDS_UPSERT = "key_shown_needs_upsert"
 
-LATER = (UNKNOWN_PERSON, DUPLICATE_KEY, DUPLICATE_ROW, FORGOTTEN)
+LATER = (UNKNOWN_PERSON, DUPLICATE_KEY, DUPLICATE_ROW, FORGOTTEN, NEEDS_UPSERT)
 """Rules that need more than the row itself; their codes follow those of the plan."""
 HARMLESS = frozenset({DUPLICATE_ROW, FORGOTTEN})
 """Rules that do not count at the gate: nothing is lost that should be there."""
@@ -50,6 +51,10 @@ class Judged:
     """(rule, column) by code."""
     rejects_by_rule: dict[str, int]
     num_loaded: int
+    num_same: int = 0
+    """Records of a delta that say what is already shown."""
+    num_deleted: int = 0
+    """Records of a delta that take a row away."""
     flags_by_rule: dict[str, int] = field(default_factory=dict)
     first_time: dt.datetime | None = None
     last_time: dt.datetime | None = None
@@ -57,6 +62,10 @@ class Judged:
     @property
     def num_read(self) -> int:
         return self.decoded.num_read
+
+    @property
+    def num_rejected(self) -> int:
+        return sum(self.rejects_by_rule.values())
 
     @property
     def num_gated(self) -> int:
@@ -89,15 +98,15 @@ def judge(connection: duckdb.DuckDBPyConnection, table: str, decoded: Decoded, p
     """Reject rows of one decoded table and delete them from it.
 
     Args:
-        connection: holds `t_<table>`, and `t_person` where `persons`.
+        connection: holds `t_<table>`, and `known_person` (see `context`) where `persons`.
         table: its name in the CDM.
         decoded: where its rows came from.
         plan: the rules that its column `bad` points to.
-        persons: reject rows of persons that are not in `t_person`.
+        persons: reject rows of persons that are not in `known_person`.
     """
     base = len(plan.rules)
     rules = [(rule.rule, rule.column) for rule in plan.rules] + [(rule, _column(table, rule)) for rule in LATER]
-    key = _key_text(table)
+    key = key_text(table)
     connection.execute(
         f"CREATE TABLE r_{table} AS SELECT rowid AS row, CAST(bad AS INTEGER) AS code, {key} AS key FROM t_{table} "
         "WHERE bad IS NOT NULL"
@@ -110,7 +119,7 @@ def judge(connection: duckdb.DuckDBPyConnection, table: str, decoded: Decoded, p
     if persons:
         connection.execute(
             f"INSERT INTO r_{table} SELECT rowid, {base}, {key} FROM t_{table} t WHERE bad IS NULL "
-            "AND NOT EXISTS (FROM t_person p WHERE p.person_id = t.person_id)"
+            "AND NOT EXISTS (FROM known_person p WHERE p.person_id = t.person_id)"
             f" AND NOT {OF_FORGOTTEN}"
         )
     if table != "cdm_source":
@@ -143,8 +152,8 @@ def _column(table: str, rule: str) -> str | None:
     return EVENTS[table].key if table in EVENTS else f"{table}_id"
 
 
-def _key_text(table: str) -> str:
-    """The row's key as text, where it is a number."""
+def key_text(table: str) -> str:
+    """SQL: the row's key as text, where it is a number."""
     if table == "cdm_source":
         return "CAST(NULL AS VARCHAR)"
     keys = [
@@ -200,21 +209,22 @@ def _ascending(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
 
 
 def make_life(connection: duckdb.DuckDBPyConnection, *, periods: bool, deaths: bool) -> None:
-    """The table `life`: for each person birth, death, and the span of their observation periods."""
+    """The table `life`: for each of `known_person` birth, death, and the span of their observation periods."""
     span = (
         "SELECT person_id, min(start_date) AS first_day, max(end_date) AS last_day, count(*) AS periods "
-        "FROM t_observation_period GROUP BY 1"
+        "FROM known_period GROUP BY 1"
         if periods
         else "SELECT 0::BIGINT AS person_id, NULL::DATE AS first_day, NULL::DATE AS last_day, 0 AS periods WHERE false"
     )
     death = (
-        "SELECT person_id, min(time) AS death_time, arg_min(date_only, time) AS death_date_only FROM t_death GROUP BY 1"
+        "SELECT person_id, min(time) AS death_time, arg_min(date_only, time) AS death_date_only "
+        "FROM known_death GROUP BY 1"
         if deaths
         else "SELECT 0::BIGINT AS person_id, NULL::TIMESTAMP AS death_time, false AS death_date_only WHERE false"
     )
     connection.execute(
         "CREATE TABLE life AS SELECT p.person_id, p.birth_time, d.death_time, d.death_date_only, s.first_day, "
-        f"s.last_day, coalesce(s.periods, 0) AS periods FROM t_person p LEFT JOIN ({span}) s USING (person_id) "
+        f"s.last_day, coalesce(s.periods, 0) AS periods FROM known_person p LEFT JOIN ({span}) s USING (person_id) "
         f"LEFT JOIN ({death}) d USING (person_id)"
     )
 
@@ -276,7 +286,7 @@ def _between_periods(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     (count,) = one(
         connection,
         f"SELECT count(*) FROM t_{table} t JOIN life p USING (person_id) WHERE p.periods > 1 "
-        "AND CAST(t.time AS DATE) BETWEEN p.first_day AND p.last_day AND NOT EXISTS (FROM t_observation_period o "
+        "AND CAST(t.time AS DATE) BETWEEN p.first_day AND p.last_day AND NOT EXISTS (FROM known_period o "
         "WHERE o.person_id = t.person_id AND CAST(t.time AS DATE) BETWEEN o.start_date AND o.end_date)",
     )
     return int(count)

@@ -335,7 +335,7 @@ def _keep_books(
     brought: Mapping[str, int],
 ) -> None:
     source_id = open_source(connection, SOURCE)
-    supersede(connection, [found.load_id for found in published_loads(connection, source_id).values()])
+    supersede(connection, [load.load_id for loads in published_loads(connection, source_id).values() for load in loads])
     for table, judged in read.judged.items():
         row = LoadRow(
             kind="vocabulary",

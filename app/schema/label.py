@@ -230,6 +230,24 @@ class Tte(Base):
     death_seconds: Mapped[int | None] = column("Death, where recorded", BigInteger)
 
 
+class MemberDigest(Base):
+    """What the labels of one member were made of."""
+
+    __tablename__ = "member_digest"
+    __table_args__ = {
+        "schema": "label",
+        "comment": "What each member's labels were made of, so that changed members are found.",
+    }
+
+    label_set_id: Mapped[int] = column(
+        "Label set", ForeignKey("label.label_set.label_set_id", ondelete="CASCADE"), primary_key=True
+    )
+    cohort_member_id: Mapped[int] = column("Member", BigInteger, primary_key=True, autoincrement=False)
+    digest: Mapped[bytes] = column(
+        "First 16 bytes of sha256 over the timeline, periods, visits, birth and scan at labelling", LargeBinary
+    )
+
+
 class StatusCount(Base):
     """How many members have which status; the views label.task_status_count and label.task_count show it by task."""
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     SmallInteger,
     Text,
     text,
@@ -94,6 +95,22 @@ class Embedding(Base):
     checkpoint_id: Mapped[int] = column("Checkpoint; the partition key", Integer, primary_key=True, autoincrement=False)
     image_occurrence_id: Mapped[int] = column("Scan", BigInteger, primary_key=True, autoincrement=False)
     embedding: Mapped[Any] = column("Vector, standardised by the train mean and SD", HALFVEC())
+
+
+class EmbeddedScan(Base):
+    """What an embedding was made of."""
+
+    __tablename__ = "embedded_scan"
+    __table_args__ = {
+        "schema": "model",
+        "comment": "What content each embedding was made of, so that changed scans are found.",
+    }
+
+    checkpoint_id: Mapped[int] = column(
+        "Checkpoint", ForeignKey("model.checkpoint.checkpoint_id", ondelete="CASCADE"), primary_key=True
+    )
+    image_occurrence_id: Mapped[int] = column("Scan", BigInteger, primary_key=True, autoincrement=False)
+    sha256: Mapped[bytes | None] = column("Digest of the content that was embedded", LargeBinary)
 
 
 class EmbeddingSet(Base):

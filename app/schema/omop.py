@@ -134,6 +134,9 @@ class Event(Base):
     )
     source_row_id: Mapped[int] = column("Primary key of the row in its table (person_id for death)", BigInteger)
     load_id: Mapped[int] = column("The load that brought this row; the partition key", Integer)
+    unknown_visit_id: Mapped[int | None] = column(
+        "Visit that the extract names and does not hold; it becomes visit_occurrence_id when it comes", BigInteger
+    )
 
 
 class StaticFact(Base):

@@ -246,7 +246,8 @@ class Load(Base):
         Index(None, "job_id"),
         Index("ix_load_published", "source_id", "table_name", postgresql_where=text("state = 'published'")),
         CheckConstraint("state IN ('published', 'superseded')", name="state"),
-        CheckConstraint("num_read = num_loaded + num_rejected", name="counts"),
+        Index(None, "delivery_id"),
+        CheckConstraint("num_read = num_loaded + num_rejected + num_same + num_deleted", name="counts"),
         {
             "schema": "ops",
             "comment": "One table of a delivery: files, counts (read = loaded + rejected), flags by rule.",
@@ -274,6 +275,33 @@ class Load(Base):
     partition_name: Mapped[str | None] = column("Partition of omop.event that holds its rows", Text)
     created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
     superseded_at: Mapped[dt.datetime | None] = column("When its rows were replaced", MOMENT)
+    delivery_id: Mapped[int | None] = column("Smallest load_id of its delivery: groups the loads", Integer)
+    num_same: Mapped[int] = column(
+        "Records of a delta that say what is already shown", BigInteger, server_default=text("0")
+    )
+    num_deleted: Mapped[int] = column("Records of a delta that take a row away", BigInteger, server_default=text("0"))
+    num_shown: Mapped[int | None] = column(
+        "Rows of it that are still seen; null where they are not counted one by one (vocabulary, scans)", BigInteger
+    )
+
+
+class LoadChange(Base):
+    """What a delivery changed in one table."""
+
+    __tablename__ = "load_change"
+    __table_args__ = {
+        "schema": "ops",
+        "comment": "What a delivery changed, table by table, against what its source showed before.",
+    }
+
+    delivery_id: Mapped[int] = column("Delivery", Integer, primary_key=True, autoincrement=False)
+    table_name: Mapped[str] = column("Table", Text, primary_key=True)
+    source_id: Mapped[int] = column("Source", ForeignKey("ops.source.source_id"))
+    num_before: Mapped[int] = column("Rows its source showed before", BigInteger)
+    num_after: Mapped[int] = column("Rows its source showed after", BigInteger)
+    num_added: Mapped[int] = column("Rows whose primary key was not shown before", BigInteger)
+    num_changed: Mapped[int] = column("Rows of a known key with other content", BigInteger)
+    num_removed: Mapped[int] = column("Rows whose key is no longer shown", BigInteger)
 
 
 class VocabularyRelease(Base):

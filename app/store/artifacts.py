@@ -176,6 +176,15 @@ def replace_embeddings(
         for image, vector in zip(images, vectors, strict=True):
             numbers = ",".join(format(x, ".6g") for x in vector.tolist())
             copy.write(f"{checkpoint_id}\t{image}\t[{numbers}]\n")
+    connection.execute(
+        text(
+            "INSERT INTO model.embedded_scan (checkpoint_id, image_occurrence_id, sha256) "
+            "SELECT :c, i.image_occurrence_id, o.sha256 FROM unnest(CAST(:i AS bigint[])) i (image_occurrence_id) "
+            "LEFT JOIN omop.image_occurrence o USING (image_occurrence_id) "
+            "ON CONFLICT (checkpoint_id, image_occurrence_id) DO UPDATE SET sha256 = excluded.sha256"
+        ),
+        {"c": checkpoint_id, "i": [int(i) for i in images]},
+    )
 
 
 def embedding_set(connection: Connection, checkpoint: Checkpoint, cohort_id: int) -> RowMapping:

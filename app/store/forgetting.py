@@ -266,7 +266,8 @@ def _count_down_loads(connection: Connection) -> None:
         for table in read
     )
     connection.exec_driver_sql(
-        "UPDATE ops.load l SET num_loaded = num_loaded - g.n, num_rejected = num_rejected + g.n, "
+        "UPDATE ops.load l SET num_loaded = num_loaded - g.n, num_shown = num_shown - g.n, "
+        "num_rejected = num_rejected + g.n, "
         f"rejects_by_rule = rejects_by_rule || jsonb_build_object('{RULE}', "
         f"coalesce((rejects_by_rule ->> '{RULE}')::bigint, 0) + g.n) "
         f"FROM (SELECT load_id, sum(n)::bigint AS n FROM ({parts}) p GROUP BY 1) g WHERE l.load_id = g.load_id"

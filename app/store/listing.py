@@ -44,14 +44,15 @@ END AS concept_0_percent
 
 _LOADS = f"""
 SELECT l.load_id, l.job_id, s.name AS source, l.table_name AS "table", l.mode, l.state,
-       l.num_read AS read, l.num_loaded AS loaded, l.num_rejected AS rejected, {_CONCEPT_0},
+       l.num_read AS read, l.num_loaded AS loaded, l.num_shown AS shown, l.num_rejected AS rejected, {_CONCEPT_0},
        l.first_time::date AS "from", l.last_time::date AS "to", l.created_at
 FROM ops.load l JOIN ops.source s USING (source_id)
 """
 
 _LOAD = f"""
 SELECT l.load_id, l.job_id, s.name AS source, l.kind, l.table_name AS "table", l.mode, l.state, l.num_read AS read,
-       l.num_loaded AS loaded, l.num_rejected AS rejected, {_CONCEPT_0}, l.first_time, l.last_time, l.created_at,
+       l.num_loaded AS loaded, l.num_shown AS shown, l.num_rejected AS rejected, l.num_same AS already_so,
+       l.num_deleted AS deletions, l.delivery_id, {_CONCEPT_0}, l.first_time, l.last_time, l.created_at,
        l.superseded_at, (
            SELECT max(n.load_id) FROM ops.load n WHERE n.source_id = l.source_id AND n.table_name = l.table_name
            AND n.load_id > l.load_id AND n.created_at <= l.superseded_at
@@ -77,6 +78,14 @@ SELECT l.table_name AS "table", f.value ->> 'name' AS file, f.value ->> 'dialect
        left(f.value ->> 'sha256', 12) AS sha256
 FROM ops.load l, jsonb_array_elements(l.files) f
 WHERE {_LOADS_NAMED} ORDER BY 1, 2
+""",
+        ),
+        (
+            "what the delivery changed",
+            f"""
+SELECT c.table_name AS "table", c.num_before AS before, c.num_after AS after, c.num_added AS added,
+       c.num_changed AS changed, c.num_removed AS removed
+FROM ops.load_change c WHERE c.delivery_id IN (SELECT l.delivery_id FROM ops.load l WHERE {_LOADS_NAMED}) ORDER BY 1
 """,
         ),
         *(

@@ -66,6 +66,10 @@ class LoadRow:
     first_time: dt.datetime | None = None
     last_time: dt.datetime | None = None
     partition_name: str | None = None
+    num_same: int = 0
+    num_deleted: int = 0
+    num_shown: int | None = None
+    """None where its rows are not counted one by one."""
 
     @property
     def num_rejected(self) -> int:
@@ -74,14 +78,26 @@ class LoadRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """A load whose rows are the ones seen."""
+    """A load whose rows, or some of them, are seen."""
 
     load_id: int
     kind: str
     table_name: str
     content_sha256: bytes
     num_loaded: int
+    num_shown: int | None
+    """Rows of it that are still seen; None where they are not counted one by one."""
     partition_name: str | None
+    """Several loads of one table may share a partition."""
+
+    @property
+    def is_whole(self) -> bool:
+        """True while all its rows are seen."""
+        return self.num_shown in (None, self.num_loaded)
+
+
+Shown = Mapping[str, Sequence[Published]]
+"""What a source shows, by table: the loads of it, oldest first; a snapshot has one, deltas add more."""
 
 
 def content_digest(files: Iterable[FileRecord], options: str = "") -> bytes:
@@ -113,18 +129,52 @@ def find_source(connection: Connection, name: str) -> int | None:
     return None if found is None else int(found)
 
 
-def published_loads(connection: Connection, source_id: int | None) -> dict[str, Published]:
-    """What a source shows now, by table."""
+def published_loads(connection: Connection, source_id: int | None) -> dict[str, list[Published]]:
+    """What a source shows now: its loads by table, oldest first."""
     from sqlalchemy import text
 
     rows = connection.execute(
         text(
-            "SELECT load_id, kind, table_name, content_sha256, num_loaded, partition_name FROM ops.load "
+            "SELECT load_id, kind, table_name, content_sha256, num_loaded, num_shown, partition_name FROM ops.load "
             "WHERE source_id = :source AND state = 'published' ORDER BY load_id"
         ),
         {"source": source_id},
     ).mappings()
-    return {row["table_name"]: Published(**{**row, "content_sha256": bytes(row["content_sha256"])}) for row in rows}
+    found: dict[str, list[Published]] = {}
+    for row in rows:
+        load = Published(**{**row, "content_sha256": bytes(row["content_sha256"])})
+        found.setdefault(load.table_name, []).append(load)
+    return found
+
+
+def load_ids(shown: Shown, *tables: str) -> list[int]:
+    """Keys of the loads of some tables."""
+    return [load.load_id for table in tables for load in shown.get(table, ())]
+
+
+def partitions(shown: Shown, *tables: str) -> list[str]:
+    """Partitions of omop.event that hold rows of some tables, each once."""
+    names = (load.partition_name for table in tables for load in shown.get(table, ()))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def num_shown(shown: Shown, table: str) -> int:
+    """Rows of a table that a source shows."""
+    return sum(load.num_loaded if load.num_shown is None else load.num_shown for load in shown.get(table, ()))
+
+
+def last_delivery(connection: Connection, source_id: int) -> tuple[str, dict[str, bytes]] | None:
+    """Mode, and digest by table, of the newest delivery of an extract that a source published."""
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text(
+            "SELECT mode, table_name, content_sha256 FROM ops.load WHERE delivery_id = (SELECT max(delivery_id) "
+            "FROM ops.load WHERE source_id = :source AND kind NOT IN ('images', 'inspect'))"
+        ),
+        {"source": source_id},
+    ).all()
+    return (rows[0].mode, {row.table_name: bytes(row.content_sha256) for row in rows}) if rows else None
 
 
 def reserve_load_ids(connection: Connection, count: int) -> list[int]:
@@ -138,19 +188,29 @@ def reserve_load_ids(connection: Connection, count: int) -> list[int]:
 
 
 def record_load(
-    connection: Connection, source_id: int, job_id: int | None, load: LoadRow, *, load_id: int | None = None
+    connection: Connection,
+    source_id: int,
+    job_id: int | None,
+    load: LoadRow,
+    *,
+    load_id: int | None = None,
+    delivery_id: int | None = None,
 ) -> int:
-    """Write one row of `ops.load`, published; its key (`load_id`, where it was reserved)."""
+    """Write one row of `ops.load`, published; its key (`load_id`, where it was reserved).
+
+    `delivery_id` is the smallest load_id of its delivery, its own where it comes alone.
+    """
     from sqlalchemy import bindparam, text
     from sqlalchemy.dialects.postgresql import JSONB
 
     (load_id,) = [load_id] if load_id is not None else reserve_load_ids(connection, 1)
     statement = text(
         "INSERT INTO ops.load (load_id, source_id, job_id, kind, mode, table_name, state, files, content_sha256, "
-        "num_read, num_loaded, num_rejected, rejects_by_rule, flags_by_rule, first_time, last_time, partition_name) "
+        "num_read, num_loaded, num_rejected, rejects_by_rule, flags_by_rule, first_time, last_time, partition_name, "
+        "delivery_id, num_same, num_deleted, num_shown) "
         "VALUES (:load_id, :source_id, :job_id, :kind, :mode, :table_name, 'published', :files, :content_sha256, "
         ":num_read, :num_loaded, :num_rejected, :rejects_by_rule, :flags_by_rule, :first_time, :last_time, "
-        ":partition_name)"
+        ":partition_name, :delivery_id, :num_same, :num_deleted, :num_shown)"
     )
     json_columns = ("files", "rejects_by_rule", "flags_by_rule")
     connection.execute(
@@ -172,6 +232,10 @@ def record_load(
             "first_time": load.first_time,
             "last_time": load.last_time,
             "partition_name": load.partition_name,
+            "delivery_id": delivery_id or load_id,
+            "num_same": load.num_same,
+            "num_deleted": load.num_deleted,
+            "num_shown": load.num_shown,
         },
     )
     return load_id
@@ -198,7 +262,8 @@ def supersede(connection: Connection, load_ids: Sequence[int]) -> None:
 
     connection.execute(
         text(
-            "UPDATE ops.load SET state = 'superseded', superseded_at = clock_timestamp(), partition_name = NULL "
+            "UPDATE ops.load SET state = 'superseded', superseded_at = clock_timestamp(), partition_name = NULL, "
+            "num_shown = CASE WHEN num_shown IS NOT NULL THEN 0 END "
             "WHERE load_id = ANY (:ids)"
         ),
         {"ids": list(load_ids)},

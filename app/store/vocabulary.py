@@ -163,8 +163,8 @@ def recount(connection: Connection, source_id: int) -> None:
     forget_counts(connection, source_id)
     parts = connection.execute(
         text(
-            "SELECT partition_name FROM ops.load "
-            "WHERE source_id = :source AND state = 'published' AND partition_name IS NOT NULL ORDER BY load_id"
+            "SELECT DISTINCT partition_name FROM ops.load "
+            "WHERE source_id = :source AND state = 'published' AND partition_name IS NOT NULL ORDER BY 1"
         ),
         {"source": source_id},
     ).scalars()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import InputError
-from app.store import names
+from app.store import names, stale
 from app.store.copy import HEADER, TRAILER
 from app.store.session import raw
 from app.store.vocabulary import MAX_UNKNOWN, unknown_of_cohort
@@ -194,6 +194,7 @@ def write(work: Work, reading: Connection, writing: Connection, name: str, input
         "job_id": work.job_id,
     }
     label_set_id = int(writing.execute(text(INSERT), row).scalar_one())
+    stale.keep_digests(reading, writing, label_set_id, inputs.cohort.id)
     labeller, digests = Labeller(inputs.rules, inputs.concept_tasks), list[bytes]()
     writing.execute(text(f"SET LOCAL gin_pending_list_limit = '{PENDING}'"))
     cursor = raw(writing).cursor()

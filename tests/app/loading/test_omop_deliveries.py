@@ -118,7 +118,7 @@ def test_tables_that_are_absent_stay_and_are_named(tmp_path: Path, work: Make, e
     assert flags["after_death"] == 1 and "unknown_visit" not in flags and "outside_observation_period" not in flags
 
 
-def test_events_of_persons_who_are_gone_are_told_where_their_table_was_not_delivered(
+def test_rows_of_persons_who_are_gone_go_from_tables_that_were_not_delivered(
     tmp_path: Path, work: Make, engine: Engine
 ) -> None:
     measurements = [MEASUREMENT_HEADER, "1,1,3000,2015-01-01,,7,,,10,0", "2,2,3000,2015-01-01,,7,,,10,0"]
@@ -127,11 +127,14 @@ def test_events_of_persons_who_are_gone_are_told_where_their_table_was_not_deliv
     of_others = [line for line in CONDITIONS if line.split(",")[1] != "1"]
     folder = extract(tmp_path / "b", person=fewer, condition_occurrence=of_others)
     result = load(work(path=str(folder), allow_shrink=True))
-    assert (result["stayed"], result["events_without_person"]) == (["measurement"], 1)
-    assert "1 events of persons who are gone" in result["summary"]
-    assert one(engine, "SELECT sum(num_events) FROM omop.timeline") == one(
-        engine, "SELECT count(*) FROM omop.event JOIN omop.person USING (person_id)"
-    )
+    assert (result["stayed"], result["rows_of_vanished_persons"]) == (["measurement"], 1)
+    assert "1 rows of persons who are gone went with them (measurement)" in result["summary"]
+    assert one(engine, "SELECT sum(num_events) FROM omop.timeline") == one(engine, "SELECT count(*) FROM omop.event")
+    assert rows(engine, "SELECT person_id FROM omop.measurement") == [(2,)]
+    books = "SELECT num_loaded, num_shown, state FROM ops.load WHERE table_name = 'measurement'"
+    assert rows(engine, books) == [(2, 1, "published")]
+    changes = "SELECT table_name, num_before, num_after, num_removed FROM ops.load_change WHERE delivery_id > 1"
+    assert ("measurement", 2, 1, 1) in rows(engine, changes)
 
 
 def test_a_query_of_one_domain_reads_its_partition_alone(tmp_path: Path, work: Make, engine: Engine) -> None:

@@ -1,0 +1,60 @@
+"""`lachesis diff …`: what differs between two of a kind."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from typing import Annotated
+
+import typer
+
+from app.cli.options import AsJson
+
+diff = typer.Typer(no_args_is_help=True, help="Compare two of a kind.", rich_markup_mode=None)
+
+
+@diff.callback()
+def _group() -> None:
+    """Compare two of a kind."""
+
+
+@diff.command("loads")
+def diff_loads(
+    first: Annotated[
+        str | None, typer.Argument(metavar="[A]", help="A delivery: its job, or one of its loads.")
+    ] = None,
+    second: Annotated[str | None, typer.Argument(metavar="[B]", help="The other; the newest by default.")] = None,
+    source: Annotated[str | None, typer.Option(help="Whose last two deliveries, where none is named.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV on stdout.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rows before and after, added, changed and removed, by table and primary key; by default of the last two.
+
+    Examples:
+      lachesis diff loads --source hospital
+      lachesis diff loads 12 31 --json
+    """
+    from app.cli.look import connect, print_csv, print_table
+    from app.store.differences import chosen, difference
+
+    with connect().connect() as connection:
+        found = difference(connection, chosen(connection, first, second, source))
+    if as_json:
+        typer.echo(jsonlib.dumps(found, default=str))
+        return
+    if as_csv:
+        print_csv(found["tables"])
+    else:
+        title = f"{found['source']}: {found['from']} → {found['to']}"
+        print_table([{k: v for k, v in row.items() if k != "exact"} for row in found["tables"]], title)
+    if not found["exact"]:
+        print(
+            f"lachesis: there are {found['steps']} deliveries between them; added, changed and removed are sums over "
+            "these steps, in which a row that changes twice counts twice. Before and after are exact.",
+            file=sys.stderr,
+        )
+
+
+def register(app: typer.Typer) -> None:
+    """Add `diff` and its commands."""
+    app.add_typer(diff, name="diff")
