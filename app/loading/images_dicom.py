@@ -149,8 +149,11 @@ def read_images(file: Path) -> list[Image]:
         Unreadable: missing_file, unreadable_file (it may not be read), empty_file, not_dicom or damaged_file.
     """
     try:
-        with file.open("rb", buffering=0) as stream:
-            data, size = stream.read(FIRST_BYTES), os.fstat(stream.fileno()).st_size
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            data, size = os.read(descriptor, FIRST_BYTES), os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise Unreadable("missing_file") from None
     except OSError:

@@ -40,6 +40,8 @@ _STRANGE = frozenset(map(_stored, (0x52009229, 0x52009230)))
 _SPECIAL = _PIXELS | _STRANGE | {_SYNTAX, _CHARACTER_SET}
 _ITEM, _ITEM_END, _SEQUENCE_END = _stored(0xFFFEE000), _stored(0xFFFEE00D), _stored(0xFFFEE0DD)
 
+_PADDING = "\0 \t\n\r\f\v"
+
 _EXPLICIT_HEAD, _IMPLICIT_HEAD = Struct("<I2sH").unpack_from, Struct("<II").unpack_from
 _WORD, _LENGTH = Struct("<H").unpack_from, Struct("<I").unpack_from
 
@@ -190,11 +192,10 @@ def _value(raw: bytes, vr: bytes) -> Any:
         if len(raw) != 2:
             raise _Strange
         return float(_WORD(raw, 0)[0])
-    text = raw.decode("ascii")  # other characters are pydicom's
-    if "\x1b" in text:
-        raise _Strange
-    text = text.replace("\0", "").strip()
-    if vr in (b"DS", b"IS"):
-        numbers = [float(part) for part in text.split("\\")] if text else []
+    if vr == b"DS" or vr == b"IS":
+        numbers = [float(part) for part in raw.rstrip(b"\0 ").split(b"\\")] if raw.strip(b"\0 ") else []
         return numbers[0] if len(numbers) == 1 else numbers
+    text = raw.decode("ascii").strip(_PADDING)  # other characters are pydicom's
+    if "\0" in text or "\x1b" in text:  # the latter begins another character set
+        raise _Strange
     return text
