@@ -59,12 +59,17 @@ class ChangedMember:
 
 
 def keep_digests(reading: Connection, writing: Connection, label_set_id: int, cohort_id: int) -> None:
-    """Keep what the labels of a set are made of, as the transaction that reads its inputs sees it."""
+    """Keep what the labels of a set are made of, as the transaction that reads its inputs sees it.
+
+    Also where a set was found to be what it would be now: what differs since it was made does not matter to it.
+    """
     from sqlalchemy import text
 
     from app.store.session import raw
 
     rows = reading.execute(text(DIGESTS), {"cohort": cohort_id})
+    gone = text("DELETE FROM label.member_digest WHERE label_set_id = :label_set")
+    writing.execute(gone, {"label_set": label_set_id})
     statement = "COPY label.member_digest (label_set_id, cohort_member_id, digest) FROM STDIN"
     with raw(writing).cursor().copy(statement) as copy:
         for row in rows:
@@ -92,7 +97,10 @@ COMPARED = ("index_time", "index_date_only", "follow_up_end", "data_cut_end", "d
 
 
 def changed_cohort(connection: Connection, cohort_id: int) -> dict[str, int]:
-    """How a cohort would differ if it were chosen now by the same rule: members changed, gone, new."""
+    """How a cohort would differ if it were chosen now by the same rule: members changed, gone, new.
+
+    Of a cohort made from a list, the scans that became its members are looked at again: a list is not kept.
+    """
     from sqlalchemy import text
 
     from app.store.cohorts import MEMBERS, scans_where
@@ -102,14 +110,17 @@ def changed_cohort(connection: Connection, cohort_id: int) -> dict[str, int]:
     ).scalar_one()
     values = {key: rule.get(key) for key in ("verdict", "min_age", "per", "data_cut", "follow_up")}
     values["ids"] = scans_where(connection, rule["where"]) if rule.get("where") else None
-    listed = ", ".join(COMPARED)
+    columns = ", ".join(COMPARED)
     before = {
         (row[0], row[1]): tuple(row[2:])
         for row in connection.execute(
-            text(f"SELECT person_id, image_occurrence_id, {listed} FROM label.cohort_member WHERE cohort_id = :cohort"),
+            text(
+                f"SELECT person_id, image_occurrence_id, {columns} FROM label.cohort_member WHERE cohort_id = :cohort"
+            ),
             {"cohort": cohort_id},
         )
     }
+    values["listed"] = [image for _, image in before] if rule.get("from") else None
     now = {
         (row["person_id"], row["image_occurrence_id"]): tuple(row[c] for c in COMPARED)
         for row in connection.execute(text(MEMBERS), values).mappings()

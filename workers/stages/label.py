@@ -64,6 +64,8 @@ def label(work: Work) -> dict[str, Any]:
         with work.transaction() as writing:
             names.lock(writing, "label set", name)
             same = unchanged(writing, name, inputs)
+            if same is not None:
+                stale.keep_digests(reading, writing, same["label_set_id"], inputs.cohort.id)
             result = same or write(work, reading, writing, name, inputs)
         reading.rollback()
     if not result["events"]:
