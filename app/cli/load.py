@@ -80,9 +80,8 @@ def load_omop(
     """Load OMOP CDM files or a database's tables; every rejected row is explained, loading again changes nothing.
 
     Examples:
-      lachesis load omop /data/omop_2026_11 --source hospital
-      lachesis load omop service=warehouse --cdm-schema cdm_54 --vocabulary-schema vocab
       lachesis load omop /data/omop_2026_12_new --source hospital --mode upsert
+      lachesis load omop service=warehouse --cdm-schema cdm_54 --vocabulary-schema vocab
     """
     from app.loading.dialect import Reading
 
