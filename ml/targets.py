@@ -71,6 +71,70 @@ def _cells(
     return (row, sparse.task[entry].astype(np.int64)), seconds
 
 
+def totals(
+    labels: LabelArrays, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
+    """Events (K,) and person-days (K,) over the cells of scans `rows` that train, and the times of all events, days.
+
+    Cells that no list names are summed up by the rule their task shares with others, the rest one by one: most cells
+    of thousands of tasks are alike.
+    """
+    table = [labels.start_seconds, labels.excludes_prior, labels.competing, labels.to_data_cut]
+    rules, rule_of = np.unique(np.stack(table, axis=1).astype(np.int64), axis=0, return_inverse=True)
+    rule_of, tasks = rule_of.reshape(-1), len(labels.start_seconds)
+    num_events, seconds, times = np.zeros(tasks), np.zeros(tasks), [np.zeros(0, np.float32)]
+    for begin in range(0, len(rows), 8 * CHUNK):
+        chunk = rows[begin : begin + 8 * CHUNK]
+        alike_GB = np.stack([_untouched(labels, chunk, *rule) for rule in rules]) if len(rules) else np.zeros((0, 0))
+        seconds += alike_GB.sum(1)[rule_of]
+        row, task, time, exposure, event = _named_cells(labels, chunk)
+        seconds += np.bincount(task, exposure - alike_GB[rule_of[task], row], tasks) if len(task) else 0
+        num_events += np.bincount(task[event], minlength=tasks)
+        times.append((time[event] / DAY_SECONDS).astype(np.float32))
+    return num_events, seconds / DAY_SECONDS, np.concatenate(times)
+
+
+def _untouched(
+    labels: LabelArrays, rows: NDArray[np.int64], start: int, _: int, competing: int, to_data_cut: int
+) -> NDArray[np.float64]:
+    """(B,) seconds at risk of a task under one rule where no list names the scan."""
+    end = (labels.data_cut_seconds if to_data_cut else labels.follow_up_seconds)[rows]
+    death = labels.death_seconds[rows]
+    until = np.where((death >= 0) & (death <= end), death, end) if competing else end
+    at_risk = labels.eligible[rows] & (end > start)
+    return np.where(at_risk, np.maximum(until - max(start, 0), 0), 0).astype(np.float64)
+
+
+def _named_cells(
+    labels: LabelArrays, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Cells that a list names, which may differ from the others: row of `rows`, task, time, seconds at risk, event."""
+    tasks = len(labels.start_seconds)
+    keys, seconds = [], []
+    for sparse in (labels.events, labels.windows, labels.ineligibles, labels.priors):
+        (row, task), found = _cells(sparse, rows)
+        if sparse is labels.priors:
+            row, task, found = (a[labels.excludes_prior[task]] for a in (row, task, found))
+        keys.append(row * tasks + task)
+        seconds.append(found)
+    key = np.unique(np.concatenate(keys))
+    row, task = key // tasks, key % tasks
+    at_event, at_window, at_bar, at_prior = (np.searchsorted(key, one) for one in keys)
+    window = labels.start_seconds[task]
+    window[at_window] = seconds[1]
+    place = rows[row]
+    end = np.where(labels.to_data_cut[task], labels.data_cut_seconds[place], labels.follow_up_seconds[place])
+    death = labels.death_seconds[place]
+    at_risk = labels.eligible[place] & (end > window)
+    at_risk[at_bar] = at_risk[at_prior] = False
+    time = np.where(labels.competing[task] & (death >= 0) & (death <= end), death, end)
+    time[at_event] = seconds[0]
+    event = np.zeros(len(key), np.bool_)
+    event[at_event] = True
+    exposure = np.where(at_risk, np.maximum(time - np.maximum(window, 0), 0), 0).astype(np.float64)
+    return row, task, time, exposure, event & at_risk
+
+
 def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     for begin in range(0, len(rows), CHUNK):
         yield rows[begin : begin + CHUNK]
@@ -85,16 +149,9 @@ class TteTargets:
         Raises:
             ValueError: no outcome at any train scan.
         """
-        tasks = len(labels.start_seconds)
-        self.labels, self.width = labels, tasks
-        num_events, person_days = np.zeros(tasks), np.zeros(tasks)
-        times: list[NDArray[np.float32]] = []
-        for chunk in _chunks(train_rows):
-            o = outcomes(labels, chunk)
-            num_events += o.event_BK.sum(0)
-            person_days += (np.maximum(o.time_BK - o.start_BK, 0) * o.at_risk_BK).sum(0, dtype=np.float64)
-            times.append(o.time_BK[o.event_BK])
-        self.edges = choose_edges(np.concatenate([*times, np.zeros(0)]).astype(np.float64), pieces)
+        self.labels, self.width = labels, len(labels.start_seconds)
+        num_events, person_days, times = totals(labels, train_rows)
+        self.edges = choose_edges(times.astype(np.float64), pieces)
         self.num_events, self.person_days = num_events, person_days
         self.null = null_log_hazard(num_events, person_days)
         self.per_scan = float(num_events.sum()) / len(train_rows)

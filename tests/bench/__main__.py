@@ -9,6 +9,7 @@ ROWS = {
     "load": "tests.bench.load",
     "headers": "tests.bench.headers",
     "label": "tests.bench.label",
+    "label-full": "tests.bench.label_full",
     "step": "tests.bench.step",
     "cox": "tests.bench.cox",
     "cindex": "tests.bench.cindex",

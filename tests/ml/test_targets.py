@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml.labelling import CENSORED, COMPETING, DAY_SECONDS, EVENT, task_outcomes
-from ml.targets import MtlTargets, TteTargets, VisitTargets, outcomes
+from ml.targets import MtlTargets, TteTargets, VisitTargets, outcomes, totals
 from tests.ml.arrays import exponential_labels, label_arrays, sparse
 
 
@@ -57,6 +57,19 @@ def test_dense_batches_agree_with_the_outcomes_of_each_task(seed: int) -> None:
         np.testing.assert_array_equal(batch.event_BK[:, k], one.status[rows] == EVENT)
         np.testing.assert_allclose(batch.time_BK[used, k], one.time_days[rows][used], rtol=1e-6)
         np.testing.assert_allclose(batch.start_BK[:, k], one.start_days[rows], rtol=1e-6)
+
+
+@settings(deadline=None)  # the first call of torch is slow
+@given(st.integers(0, 10_000))
+def test_totals_over_scans_are_the_sums_of_their_dense_batches(seed: int) -> None:
+    labels = messy_labels(seed)
+    rows = np.random.default_rng(seed).permutation(12)[:9]
+    batch = outcomes(labels, rows)
+    num_events, person_days, times = totals(labels, rows)
+    np.testing.assert_array_equal(num_events, batch.event_BK.sum(0))
+    exposure = np.maximum(batch.time_BK - batch.start_BK, 0) * batch.at_risk_BK
+    np.testing.assert_allclose(person_days, exposure.sum(0, dtype=np.float64), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(np.sort(times), np.sort(batch.time_BK[batch.event_BK]), rtol=1e-6)
 
 
 @settings(deadline=None)  # the first call of torch is slow
