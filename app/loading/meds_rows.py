@@ -267,7 +267,7 @@ def judge(connection: duckdb.DuckDBPyConnection, books: Books, memory: Memory) -
     base = len(ROW_RULES)
     if memory:
         connection.execute("CREATE VIEW t_subject AS SELECT person_id FROM m")
-        note(connection, "subject", memory)
+        note(connection, "t_subject", memory)
         connection.execute("DROP VIEW t_subject")
         connection.execute(f"UPDATE m SET bad = {base + 3} WHERE person_id IN (FROM forgotten_person)")
     of_kind = "SELECT code_id FROM m_code WHERE kind = '{}'"
