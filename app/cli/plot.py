@@ -77,8 +77,8 @@ def follow_up(
     from app.store import names, plots
 
     def ask(connection: Connection) -> Asked:
-        names.find(connection, "cohort", cohort)
-        found = plots.rows(connection, plots.FOLLOW_UP, cohort=cohort)
+        cohort_id = names.find(connection, "cohort", cohort).id
+        found = plots.rows(connection, plots.FOLLOW_UP, cohort_id=cohort_id)
         return found, lambda: figure("follow_up", found)
 
     make(ask, f"follow-up-{cohort}", output, csv=csv)
@@ -99,9 +99,11 @@ def incidence(
       lachesis plot incidence outcomes --task mortality --by-split -o mortality.png
     """
 
+    from app.store import plots
+
     def ask(connection: Connection) -> Asked:
         one_task(connection, labels, task)
-        curves = incidence_curves(connection, labels, task, SPLITS if by_split else (None,))
+        curves = plots.incidence_curves(connection, labels, task, SPLITS if by_split else (None,))
         found = [
             {"group": group, "estimate": estimate, **row}
             for group, pair in curves.items()
@@ -111,19 +113,6 @@ def incidence(
         return found, lambda: figure("incidence", task.replace("_", " "), curves)
 
     make(ask, f"incidence-{labels}-{task}", output, csv=csv)
-
-
-def incidence_curves(connection: Connection, labels: str, task: str, splits: tuple[str | None, ...]) -> dict[str, Any]:
-    """Group → curves with death competing and with death censored."""
-    from app.store import plots
-
-    def curve(split: str | None, *, competes: bool) -> list[dict[str, Any]]:
-        return plots.rows(connection, plots.INCIDENCE, labels=labels, task=task, split=split, death_competes=competes)
-
-    return {
-        (split or "all scans").replace("_", " "): (curve(split, competes=True), curve(split, competes=False))
-        for split in splits
-    }
 
 
 def figure(name: str, *args: Any) -> Any:

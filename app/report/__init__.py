@@ -32,7 +32,7 @@ def build(page: Page) -> str:
 
 def describe(part: Part) -> dict[str, Any]:
     """A part with the tables and figures that are drawn from its rows."""
-    from app.report import figures, tables
+    from app.report import figures, label_figures, tables
 
     made = tables.tables(part)
     primary = next((t for t in made if t.metric == "harrell_c"), None)
@@ -51,6 +51,6 @@ def describe(part: Part) -> dict[str, Any]:
         "refusals": tables.refusals(part),
         "one_scan": [r for r in part.metrics if r["subgroup"] == "one_scan_a_person" and r["task"] is None],
         "panels": [(panels, figures.task(panels)) for panels in part.panels],
-        "density": figures.density(part.density, part.tasks) if part.density else None,
+        "labels": label_figures.drawn(part.labels) if part.labels else [],
         "training": figures.training(part.training),
     }

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from app.report.rows import SMALL_CELL, CalibrationPanel, CurvePanel, Density, TaskPanels, TaskRow
+from app.report.rows import SMALL_CELL, CalibrationPanel, CurvePanel, TaskPanels
 from app.report.tables import Column, Table
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
@@ -195,26 +195,3 @@ def training(checkpoints: Sequence[Mapping[str, Any]]) -> str | None:
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
         return svg(figure, "Loss curves of pretraining")
-
-
-def density(density: Density, tasks: Sequence[TaskRow]) -> str:
-    """Outcomes a scan as a distribution function, and outcomes a task."""
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(8.6, max(2.8, 0.8 + 0.2 * min(len(tasks), 20)))
-        left, right = figure.subplots(1, 2)
-        share = [k / (len(density.events_per_scan) - 1) for k in range(len(density.events_per_scan))]
-        left.step(density.events_per_scan, share, where="post", color=COLOURS[0], lw=1.7)
-        left.set_title("Share of scans with at most so many outcomes")
-        left.set_xlabel(f"observed outcomes a scan (mean {density.mean:.2f})")
-        left.set_ylim(0, 1.02)
-        left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        totals = {t.name: sum(t.count(s, "event") for s in ("train", "tuning", "held_out")) for t in tasks}
-        most = sorted(tasks, key=lambda t: -totals[t.name])[:20]
-        right.barh([t.title[:44] for t in most], [totals[t.name] for t in most], color=COLOURS[0], height=0.65)
-        right.invert_yaxis()
-        right.grid(axis="y", visible=False)
-        right.tick_params(axis="y", length=0, labelcolor=INK, labelsize=7.5)
-        right.set_title("Scans with an outcome, all splits")
-        right.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        return svg(figure, "Label density")

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from app.report.figures import COLOURS, FAINT, STYLE, _figure
-from app.report.rows import SMALL_CELL
+from app.report.figures import COLOURS, FAINT, STYLE, _figure, svg
+from app.report.rows import SMALL_CELL, LabelRows
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -29,6 +29,18 @@ def draw(name: str, *args: Any) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure: Figure = globals()[name](*args)
     return figure
+
+
+def drawn(labels: LabelRows) -> list[str]:
+    """The figures of a report's section on labels, as SVG."""
+    made = [
+        svg(draw("density", labels.by_arm), "Label density by arm"),
+        svg(draw("events", labels.by_task), "Scans with an outcome by task"),
+        svg(draw("follow_up", labels.followed), "Follow-up by split"),
+    ]
+    for title, curves in labels.incidences.items():
+        made.append(svg(draw("incidence", title, curves), f"Cumulative incidence: {title}"))
+    return made
 
 
 def density(by_arm: Rows) -> Figure:
@@ -59,7 +71,9 @@ def events(by_task: Rows) -> Figure:
     counts = [row["events"] for row in by_task]
     left.step(range(1, len(counts) + 1), counts, where="mid", color=COLOURS[0], lw=1.7)
     left.axhline(20, color=FAINT, lw=0.8, ls=(0, (3, 3)))
-    left.annotate("20: fewer cannot be estimated", (1, 20), color=FAINT, fontsize=7.5, va="bottom")
+    left.annotate(
+        "20: fewer cannot be estimated", (len(counts), 20), color=FAINT, fontsize=7.5, ha="right", va="bottom"
+    )
     left.set_yscale("symlog", linthresh=1)
     left.set_ylim(bottom=0)
     left.set_title(f"Scans with an outcome, {len(counts):,} tasks by rank")
@@ -113,11 +127,12 @@ def incidence(title: str, curves: Mapping[str, tuple[Rows, Rows]]) -> Figure:
                 mark, -0.14 - 0.065 * row, _at_risk(competing, mark), color=colour, fontsize=7.5, ha="center", va="top",
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip
-    _share(axes, title, "days from the scan, and scans still at risk")
-    axes.xaxis.labelpad = 7 + 12 * len(curves)
+    _share(axes, title, "")
+    axes.set_xlabel("days from the scan, and scans still at risk", labelpad=9 + 15 * len(curves))
     axes.set_xticks(marks, [f"{mark:,.0f}" for mark in marks])
     axes.set_xlim(0, end)
-    axes.set_ylim(bottom=0, top=None)
+    highest = [r["incidence"] for pair in curves.values() for rows in pair for r in rows if r["time_days"] <= end]
+    axes.set_ylim(0, min(1.02, max(highest, default=1.0) * 1.25 + 0.005))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left")
     return figure

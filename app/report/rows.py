@@ -89,12 +89,14 @@ class TaskPanels:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Density:
-    """How many outcomes the scans of a label set have, all splits together."""
+class LabelRows:
+    """What is drawn of the labels themselves, as `app.store.plots` reads it."""
 
-    events_per_scan: Sequence[float]
-    """0th to 100th percentile of observed outcomes a scan."""
-    mean: float
+    by_arm: Sequence[Mapping[str, Any]]
+    by_task: Sequence[Mapping[str, Any]]
+    followed: Sequence[Mapping[str, Any]]
+    incidences: Mapping[str, Mapping[str, Any]]
+    """Task title → group → curves with death competing and with death censored."""
     follow_up_days: Sequence[float]
     """0th to 100th percentile of follow-up of eligible scans; empty where there is none."""
 
@@ -118,7 +120,7 @@ class Part:
     num_tasks: int
     """Tasks of the label set, judged or not."""
     panels: Sequence[TaskPanels] = ()
-    density: Density | None = None
+    labels: LabelRows | None = None
     training: Sequence[Mapping[str, Any]] = ()
     """Checkpoints with `curve`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ GROUP BY t.position, t.name, t.title ORDER BY events DESC, t.position
 FOLLOW_UP = """
 SELECT m.split, round(extract(epoch FROM m.follow_up_end - m.index_time) / 86400)::int AS days,
        count(*) AS scans, count(*) FILTER (WHERE m.death_time <= m.follow_up_end) AS deaths
-FROM label.cohort c JOIN label.cohort_member m USING (cohort_id)
-WHERE c.is_current AND c.name = :cohort AND m.eligible
+FROM label.cohort_member m WHERE m.cohort_id = :cohort_id AND m.eligible
 GROUP BY 1, 2 ORDER BY 1, 2
 """
 
@@ -55,3 +55,19 @@ def rows(connection: Connection, statement: str, **values: Any) -> list[dict[str
 def task_names(connection: Connection, labels: str) -> list[str]:
     """Tasks of a label set, in their order; empty where there is no such set."""
     return [row["task"] for row in sorted(rows(connection, EVENTS, labels=labels), key=lambda row: row["position"])]
+
+
+Curves = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+"""Rows of label.incidence with death competing, and with death censored."""
+
+
+def incidence_curves(connection: Connection, labels: str, task: str, splits: Sequence[str | None]) -> dict[str, Curves]:
+    """Group → curves of one task; a split of None is all scans."""
+
+    def curve(split: str | None, *, competes: bool) -> list[dict[str, Any]]:
+        return rows(connection, INCIDENCE, labels=labels, task=task, split=split, death_competes=competes)
+
+    return {
+        (split or "all scans").replace("_", " "): (curve(split, competes=True), curve(split, competes=False))
+        for split in splits
+    }

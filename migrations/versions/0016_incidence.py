@@ -55,9 +55,9 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
 $$
 """
 COMMENT = (
-    "Cumulative incidence of a task over the days from the index, one row a time at which a scan leaves: Aalen-Johansen "
-    "with death competing, or with death_competes false 1 - Kaplan-Meier; survival is the share without event (and "
-    "alive); scans enter as their risk window opens; ineligible and prior ones are left out"
+    "Cumulative incidence of a task over the days from the index, one row a time at which a scan leaves: "
+    "Aalen-Johansen with death competing, or with death_competes false 1 - Kaplan-Meier; survival is the share without "
+    "event (and alive); scans enter as their risk window opens; ineligible and prior ones are left out"
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from app.errors import InputError
 from app.report import build, rows, tables
-from app.store import artifacts, evaluations
+from app.store import artifacts, evaluations, plots
 from app.store.names import check_name
 from app.store.work import Work
 from ml.evaluate import HELD_OUT, TRAIN
@@ -129,7 +129,7 @@ def gather(connection: Connection, name: str) -> rows.Part:
         metrics=metrics,
         tasks=[task_row(info, labels, members, position) for position in positions],
         num_tasks=len(info.task_names),
-        density=density(labels),
+        labels=label_rows(connection, info, labels, positions),
         training=evaluations.read_training(connection, checkpoints),
     )
     drawn = most_events(part)
@@ -163,17 +163,18 @@ def task_row(info: LabelSetInfo, labels: LabelArrays, members: Members, position
     )
 
 
-def density(labels: LabelArrays) -> rows.Density:
-    """Outcomes a scan and follow-up, as percentiles."""
-    per_scan = np.diff(labels.events.ptr)[labels.eligible]
+def label_rows(connection: Connection, info: LabelSetInfo, labels: LabelArrays, positions: list[int]) -> rows.LabelRows:
+    """What is drawn of the labels: density by arm, events by task, follow-up, incidence of the tasks judged."""
+    name = f"{info.name}@{info.version}"
+    by_task = plots.rows(connection, plots.EVENTS, labels=name)
+    judged = [row for row in by_task if row["position"] in set(positions)][:MAX_PANELS]
     followed = labels.follow_up_seconds[labels.eligible & (labels.follow_up_seconds >= 0)] / 86_400
-    steps = np.arange(101)
-    return rows.Density(
-        events_per_scan=np.percentile(per_scan, steps, method="inverted_cdf").tolist()
-        if len(per_scan)
-        else [0.0] * 101,
-        mean=float(per_scan.mean()) if len(per_scan) else 0.0,
-        follow_up_days=np.percentile(followed, steps).tolist() if len(followed) else [],
+    return rows.LabelRows(
+        by_arm=plots.rows(connection, plots.DENSITY, labels=name),
+        by_task=by_task,
+        followed=plots.rows(connection, plots.FOLLOW_UP, cohort_id=info.cohort_id),
+        incidences={row["title"]: plots.incidence_curves(connection, name, row["task"], (None,)) for row in judged},
+        follow_up_days=np.percentile(followed, np.arange(101)).tolist() if len(followed) else [],
     )
 
 

@@ -73,6 +73,9 @@ def panels(name: str) -> rows.TaskPanels:
     )
 
 
+CURVE = [{"time_days": 10.0 * k, "at_risk": 100 - k, "incidence": k / 100} for k in range(100)]
+
+
 def part(estimable: int = 1, refused: int = 0, **change: Any) -> rows.Part:
     """A label set with so many estimable tasks and so many others."""
     known = [f"a{k}" for k in range(estimable)]
@@ -92,8 +95,12 @@ def part(estimable: int = 1, refused: int = 0, **change: Any) -> rows.Part:
                    "splits": [{"split": "held_out", "scans": 200, "persons": 200, "eligible": 190}], "unreadable": 0},
         "metrics": metrics, "tasks": [*map(task_row, known), *(task_row(name, 4) for name in others)],
         "num_tasks": estimable + refused, "panels": [panels(name) for name in known], "training": [training],
-        "density": rows.Density(
-            events_per_scan=[0.0] * 50 + [2.0] * 51, mean=1.0, follow_up_days=[float(k) for k in range(101)]
+        "labels": rows.LabelRows(
+            by_arm=[{"arm": "tte", "outcomes": k, "scans": 50} for k in (0, 2)],
+            by_task=[{"position": 0, "task": "bleed", "title": "Bleed", "events": 100}],
+            followed=[{"split": "train", "days": k, "scans": 1, "deaths": 0} for k in range(100)],
+            incidences={"Bleed": {"all scans": (CURVE, CURVE)}},
+            follow_up_days=[float(k) for k in range(101)],
         ),
     }  # fmt: skip
     return rows.Part(**{**given, **change})
