@@ -77,6 +77,9 @@ def ls(
     stale: Annotated[
         bool, typer.Option("--stale", help="Only what is out of date, and since when: labels, cohorts, checkpoints.")
     ] = False,
+    versions: Annotated[
+        bool, typer.Option("--versions", "--all", help="Older versions, too, and which is current or stale.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List things of a kind, newest first.
@@ -84,17 +87,23 @@ def ls(
     Examples:
       lachesis ls loads
       lachesis ls labels --stale --json
+      lachesis ls labels --versions
     """
     from app.store import listing
+    from app.store.stale import STALE, add_stale
 
     word, found = listing.kind_named(kind)
-    if stale:
-        from app.store.stale import STALE
-
-        if word not in STALE:
-            raise InputError(f"Expected {', '.join(STALE)} with --stale, got {word}; leave --stale out.")
+    if stale and word not in STALE:
+        raise InputError(f"Expected {', '.join(STALE)} with --stale, got {word}; leave --stale out.")
+    if versions and not found.versions:
+        raise InputError(f"Expected cohorts, tasks or labels with --versions, got {word}; leave --versions out.")
     with connect().connect() as connection:
-        rows = STALE[word](connection)[:limit] if stale else listing.listing(connection, found, limit)
+        if stale and not versions:
+            rows = STALE[word](connection)[:limit]
+        else:
+            rows = listing.listing(connection, found, limit, versions=versions)
+        if versions and word in STALE:
+            rows = [row for row in add_stale(connection, word, rows) if row["stale"] or not stale]
     if as_json:
         typer.echo(jsonlib.dumps({"rows": rows}, default=str))
     else:

@@ -192,6 +192,29 @@ class LabelSet(Base):
     )
     created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
     job_id: Mapped[int | None] = column("The job that made it", BigInteger)
+    rules_digest: Mapped[bytes | None] = column(
+        "sha256 over the engine's rules and the tasks as concepts: of two versions with the same, a member with the "
+        "same inputs has the same labels; null where nobody kept it",
+        LargeBinary,
+    )
+
+
+class LabelConcept(Base):
+    """What one task of a label set meant."""
+
+    __tablename__ = "label_concept"
+    __table_args__ = {
+        "schema": "label",
+        "comment": "What concepts each task of a label set meant when it was made, by the vocabulary of that time.",
+    }
+
+    label_set_id: Mapped[int] = column(
+        "Label set", ForeignKey("label.label_set.label_set_id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = column("Task", SmallInteger, primary_key=True, autoincrement=False)
+    concepts: Mapped[list[int]] = column(
+        "Concepts whose events were outcomes, descendants included, ascending", ARRAY(Integer)
+    )
 
 
 class Tte(Base):
@@ -245,6 +268,17 @@ class MemberDigest(Base):
     cohort_member_id: Mapped[int] = column("Member", BigInteger, primary_key=True, autoincrement=False)
     digest: Mapped[bytes] = column(
         "First 16 bytes of sha256 over the timeline, periods, visits, birth and scan at labelling", LargeBinary
+    )
+    timeline_digest: Mapped[bytes | None] = column(
+        "Digest of the timeline at labelling; null where there was none", LargeBinary
+    )
+    input_digest: Mapped[bytes | None] = column(
+        "sha256 over all that the labels of this member were made of but the tasks; null where nobody kept it",
+        LargeBinary,
+    )
+    label_digest: Mapped[bytes | None] = column(
+        "sha256 over who the member is and its arrays: equal labels, equal digest; null where nobody kept it",
+        LargeBinary,
     )
 
 

@@ -23,6 +23,13 @@ class Kind:
     """Further tables shown below it: (title, statement by `:name`); `:limit` bounds long ones, null does not."""
     count: str = ""
     """Statement that counts the rows of `one`, where they may be many."""
+    versions: str = ""
+    """Statement of all versions, older ones too, where a name has several; `:limit` bounds it."""
+
+
+def _of(alias: str) -> str:
+    """Condition that a row is what `:name` means: NAME its current version, NAME@2 its second."""
+    return f"(({alias}.is_current AND {alias}.name = :name) OR {alias}.name || '@' || {alias}.version = :name)"
 
 
 # A number names a delivery by its job first; a load by its own key where no job of that number loaded anything.
@@ -161,67 +168,82 @@ WHERE e.person_id = CAST(:name AS bigint) ORDER BY e.time, e.concept_id, e.domai
 )
 
 COHORT = Kind(
+    versions="""
+SELECT c.name, c.version, c.is_current AS current, c.follow_up, c.data_cut, count(m.*) AS scans,
+       count(DISTINCT m.person_id) AS persons, count(*) FILTER (WHERE m.eligible) AS eligible,
+       (SELECT string_agg(l.name || '@' || l.version, ', ' ORDER BY l.label_set_id) FROM label.label_set l
+        WHERE l.cohort_id = c.cohort_id) AS labels, encode(substr(c.digest, 1, 6), 'hex') AS digest, c.created_at
+FROM label.cohort c LEFT JOIN label.cohort_member m USING (cohort_id)
+GROUP BY c.cohort_id ORDER BY c.cohort_id DESC LIMIT :limit
+""",
     listing="""
 SELECT c.name, c.version, c.follow_up, c.data_cut, count(m.*) AS scans, count(DISTINCT m.person_id) AS persons,
        count(*) FILTER (WHERE m.eligible) AS eligible, c.created_at
 FROM label.cohort c LEFT JOIN label.cohort_member m USING (cohort_id)
 WHERE c.is_current GROUP BY c.cohort_id ORDER BY c.cohort_id DESC LIMIT :limit
 """,
-    one="""
-SELECT cohort_id, name, version, follow_up, data_cut, definition, job_id, created_at
-FROM label.cohort WHERE name = :name AND is_current
+    one=f"""
+SELECT cohort_id, name, version, is_current AS current, follow_up, data_cut, definition, job_id, created_at
+FROM label.cohort c WHERE {_of("c")}
 """,
     parts=(
         (
             "attrition",
-            """
+            f"""
 SELECT s.value ->> 'step' AS step, s.value ->> 'scans' AS scans, s.value ->> 'persons' AS persons
 FROM label.cohort c, jsonb_array_elements(c.attrition) WITH ORDINALITY s(value, n)
-WHERE c.name = :name AND c.is_current ORDER BY s.n
+WHERE {_of("c")} ORDER BY s.n
 """,
         ),
         (
             "follow-up by rule, days",
-            """
+            f"""
 SELECT s.value ->> 'rule' AS rule, s.value ->> 'rule' = c.follow_up AS used, (s.value ->> 'scans')::int AS scans,
        (s.value ->> 'persons')::int AS persons, (s.value ->> 'deaths')::int AS deaths,
        (s.value ->> 'median_days')::float8 AS median, (s.value ->> 'lower_days')::float8 AS lower_quartile,
        (s.value ->> 'upper_days')::float8 AS upper_quartile,
        (s.value ->> 'reverse_km_median_days')::float8 AS reverse_km_median
 FROM label.cohort c, jsonb_array_elements(c.follow_up_summary) WITH ORDINALITY s(value, n)
-WHERE c.name = :name AND c.is_current ORDER BY s.n
+WHERE {_of("c")} ORDER BY s.n
 """,
         ),
         (
             "splits",
-            """
+            f"""
 SELECT m.split, count(*) AS scans, count(DISTINCT m.person_id) AS persons,
        count(*) FILTER (WHERE m.eligible) AS eligible
 FROM label.cohort c JOIN label.cohort_member m USING (cohort_id)
-WHERE c.name = :name AND c.is_current GROUP BY 1 ORDER BY 1
+WHERE {_of("c")} GROUP BY 1 ORDER BY 1
 """,
         ),
     ),
 )
 
 TASK = Kind(
+    versions="""
+SELECT s.name AS task_set, s.version, s.is_current AS current, s.kind, count(t.*) AS tasks,
+       (SELECT string_agg(l.name || '@' || l.version, ', ' ORDER BY l.label_set_id) FROM label.label_set l
+        WHERE l.task_set_id = s.task_set_id) AS labels, encode(substr(s.digest, 1, 6), 'hex') AS digest, s.created_at
+FROM label.task_set s LEFT JOIN label.task t USING (task_set_id)
+GROUP BY s.task_set_id ORDER BY s.task_set_id DESC LIMIT :limit
+""",
     listing="""
 SELECT s.name AS task_set, s.version, s.kind, count(t.*) AS tasks, s.created_at
 FROM label.task_set s LEFT JOIN label.task t USING (task_set_id)
 WHERE s.is_current GROUP BY s.task_set_id ORDER BY s.task_set_id DESC LIMIT :limit
 """,
-    one="""
-SELECT task_set_id, name, version, kind, definition, job_id, created_at
-FROM label.task_set WHERE name = :name AND is_current
+    one=f"""
+SELECT task_set_id, name, version, is_current AS current, kind, definition, job_id, created_at
+FROM label.task_set s WHERE {_of("s")}
 """,
     parts=(
         (
             "tasks",
-            """
+            f"""
 SELECT t.position, t.name, t.title, t.concept_id, t.prior, t.death, t.follow_up, t.horizons_days,
        t.prevalence, t.entropy, t.num_train_events
 FROM label.task_set s JOIN label.task t USING (task_set_id)
-WHERE s.name = :name AND s.is_current ORDER BY t.position LIMIT 200
+WHERE {_of("s")} ORDER BY t.position LIMIT 200
 """,
         ),
     ),
@@ -230,26 +252,35 @@ WHERE s.name = :name AND s.is_current ORDER BY t.position LIMIT 200
 _LABEL_SETS = "label.label_set l JOIN label.cohort c USING (cohort_id) JOIN label.task_set t USING (task_set_id)"
 
 LABEL = Kind(
+    versions=f"""
+SELECT l.name, l.version, l.is_current AS current, c.name || '@' || c.version AS cohort,
+       t.name || '@' || t.version AS tasks, l.num_members AS members, l.num_events AS outcomes,
+       encode(substr(l.digest, 1, 6), 'hex') AS digest,
+       (SELECT count(*) FROM model.checkpoint k WHERE k.label_set_id = l.label_set_id) AS checkpoints,
+       (SELECT count(*) FROM model.metric k WHERE k.label_set_id = l.label_set_id) AS metrics, l.created_at
+FROM {_LABEL_SETS} ORDER BY l.label_set_id DESC LIMIT :limit
+""",
     listing=f"""
 SELECT l.name, l.version, c.name AS cohort, t.name AS tasks, l.num_members AS members, l.num_events AS outcomes,
        encode(substr(l.digest, 1, 6), 'hex') AS digest, l.created_at
 FROM {_LABEL_SETS} WHERE l.is_current ORDER BY l.label_set_id DESC LIMIT :limit
 """,
     one=f"""
-SELECT l.label_set_id, l.name, l.version, c.name AS cohort, t.name AS tasks, l.num_members, l.num_events,
+SELECT l.label_set_id, l.name, l.version, l.is_current AS current, c.name || '@' || c.version AS cohort,
+       t.name || '@' || t.version AS tasks, l.num_members, l.num_events,
        l.vocabulary_version, encode(l.digest, 'hex') AS digest, encode(l.data_digest, 'hex') AS data_digest, l.job_id,
        l.created_at
-FROM {_LABEL_SETS} WHERE l.name = :name AND l.is_current
+FROM {_LABEL_SETS} WHERE {_of("l")}
 """,
     parts=(
         (
             "members by task, split and status",
-            """
+            f"""
 SELECT t.name AS task, c.split, c.status, c.n, c.persons, round(c.person_days::numeric, 1) AS person_days
 FROM label.label_set s
 JOIN label.task_status_count c USING (label_set_id)
 JOIN label.task t ON t.task_set_id = s.task_set_id AND t.position = c.position
-WHERE s.is_current AND s.name = :name ORDER BY t.position, c.split, c.status LIMIT 200
+WHERE {_of("s")} ORDER BY t.position, c.split, c.status LIMIT 200
 """,
         ),
     ),
@@ -327,11 +358,12 @@ def kind_named(word: str) -> tuple[str, Kind]:
     return singular, KINDS[singular]
 
 
-def listing(connection: Connection, kind: Kind, limit: int) -> list[dict[str, Any]]:
-    """Rows of the newest `limit` things of a kind."""
+def listing(connection: Connection, kind: Kind, limit: int, *, versions: bool = False) -> list[dict[str, Any]]:
+    """Rows of the newest `limit` things of a kind; with `versions` older ones of a name, too."""
     from sqlalchemy import text
 
-    return [dict(row) for row in connection.execute(text(kind.listing), {"limit": limit}).mappings()]
+    statement = kind.versions if versions else kind.listing
+    return [dict(row) for row in connection.execute(text(statement), {"limit": limit}).mappings()]
 
 
 def details(connection: Connection, statement: str, name: str, limit: int | None = None) -> list[dict[str, Any]]:

@@ -260,3 +260,9 @@ STALE: dict[str, Callable[[Connection], list[dict[str, Any]]]] = {
     "checkpoint": stale_checkpoints,
 }
 """Kinds that can be out of date."""
+
+
+def add_stale(connection: Connection, kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of versions with `stale`: whether it is out of date; null of older versions, which nothing will mend."""
+    found = {(row["name"], row["version"]) for row in STALE[kind](connection)}
+    return [row | {"stale": (row["name"], row["version"]) in found if row["current"] else None} for row in rows]

@@ -171,3 +171,17 @@ def test_one_task_of_many_members_is_answered_at_once(engine: Engine) -> None:
         statement = "SELECT count(*) FROM label.tte_long WHERE label_set = 'outcomes' AND task = 'plain' AND event = 0"
         assert connection.execute(text(statement)).scalar() == 3_004
         assert time.monotonic() - start < 1.0
+
+
+def test_one_versions_rows_are_asked_for_by_its_name_and_number(engine: Engine) -> None:
+    found = rows(engine, "SELECT * FROM label.tte_at('outcomes@2') ORDER BY cohort_member_id")
+    with engine.connect() as connection:
+        count = "SELECT count(*) FROM label.tte_at(:name)"
+        sizes = [connection.execute(text(count), {"name": name}).scalar() for name in ("outcomes", "outcomes@1", "x")]
+        arrays = connection.execute(text("SELECT * FROM label.tte WHERE label_set_id = 2 ORDER BY cohort_member_id"))
+        stored = [dict(row) for row in arrays.mappings()]
+    assert sizes == [7, 0, 0] and {row["label_set"] for row in found} == {"outcomes@2"}
+    assert [{name: row[name] for name in stored[0] if name != "label_set_id"} for row in found] == [
+        {name: value for name, value in row.items() if name != "label_set_id"} for row in stored
+    ]
+    assert [row["eligible"] for row in found] == [True] * 4 + [False] + [True] * 2

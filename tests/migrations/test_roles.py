@@ -111,6 +111,8 @@ def test_a_reader_sees_the_rest(reader: psycopg.Connection[tuple[object, ...]]) 
         "SELECT * FROM omop.condition_occurrence",
         "SELECT * FROM label.tte_long",
         "SELECT * FROM label.tte_long('x')",
+        "SELECT * FROM label.tte_at('x')",
+        "SELECT * FROM label.label_concept",
         "SELECT * FROM label.outcome",
         "SELECT * FROM label.task_count",
         "SELECT * FROM label.binary('x', 365)",
