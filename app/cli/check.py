@@ -12,7 +12,10 @@ import typer
 from app.errors import InputError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from app.store.checks import Finding
+    from app.tasks import TaskSpec
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
@@ -71,6 +74,62 @@ def data(
     print(f"check data: {said}{where}", file=sys.stderr)
     if strict and count["fail"]:
         raise typer.Exit(1)
+
+
+@check.command("tasks")
+def tasks(
+    files: Annotated[list[Path] | None, typer.Argument(help="Task files.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task that comes with Lachesis; `clinical`: the eight.")
+    ] = None,
+    task_set: Annotated[str | None, typer.Option("--tasks", help="The tasks of a task set.")] = None,
+    labels: Annotated[str | None, typer.Option(help="The tasks of a label set, with their events.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a check fails.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask tasks what would spoil them: codes unknown or never seen, units, twins, too few events, horizons too far.
+
+    Examples:
+      lachesis check tasks gi_bleed.toml --task clinical
+      lachesis check tasks --labels outcomes --strict
+    """
+    from app.cli.look import connect, print_table
+    from app.store import task_checks
+
+    engine = connect()
+    with engine.connect() as connection:
+        specs = asked_specs(connection, files or [], task or [], task_set, labels)
+        findings = task_checks.check_specs(connection, specs)
+        if labels:
+            findings += task_checks.check_labels(connection, labels)
+    count = {status: sum(f.status == status for f in findings) for status in ("fail", "warn")}
+    if as_json:
+        typer.echo(jsonlib.dumps({"tasks": len(specs), **count, "findings": [f.to_json() for f in findings]}))
+    else:
+        print_table([f.to_json() for f in findings[: 4 * SHOWN]])
+    counted = "" if labels else "; events are counted with --labels"
+    print(f"check tasks: {len(specs)} tasks, {count['fail']} failed, {count['warn']} warned{counted}", file=sys.stderr)
+    if strict and count["fail"]:
+        raise typer.Exit(1)
+
+
+def asked_specs(
+    connection: Connection, files: list[Path], names: list[str], task_set: str | None, labels: str | None
+) -> list[TaskSpec]:
+    """The tasks that files, names, a task set or a label set give. Raises InputError where none is given."""
+    from app.cli.options import existing
+    from app.store.tasks import specs_of
+    from app.tasks import builtin, clinical_task_names, read_task_files
+
+    specs = [spec for file in files for spec in read_task_files(Path(existing(file, "a task file")))]
+    specs += [builtin(n) for given in names for n in (clinical_task_names() if given == "clinical" else [given])]
+    if task_set is not None:
+        specs += specs_of(connection, task_set=task_set)
+    if labels is not None:
+        specs += specs_of(connection, labels=labels)
+    if not specs:
+        raise InputError("Expected tasks to check, got none; give files, --task NAME, --tasks SET or --labels SET.")
+    return specs
 
 
 def tell(findings: list[Finding]) -> None:

@@ -91,12 +91,13 @@ def tasks(
       lachesis tasks pretraining --cohort chest --size 1024
       lachesis tasks outcomes --cohort chest --task clinical --file gi_bleed.toml
     """
-    from app.tasks import builtin, clinical_task_names, read_task_file
+    from app.tasks import builtin, clinical_task_names, read_task_files
 
     if (size is None) == (not task and not file):
         raise InputError("Expected either --size or at least one --task or --file; give one of the two.")
     names = [n for given in task or [] for n in (clinical_task_names() if given == "clinical" else [given])]
-    specs = [builtin(n) for n in names] + [read_task_file(Path(existing(f, "a task file"))) for f in file or []]
+    specs = [builtin(n) for n in names]
+    specs += [spec for f in file or [] for spec in read_task_files(Path(existing(f, "a task file")))]
     args = {"name": name, "cohort": cohort, "size": size, "ban": ban, "specs": [s.to_dict() for s in specs]}
     queue("tasks", args, name, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
+from app.tasks.concept_set import ConceptSetItem
 from app.tasks.spec import DEATH, TaskSpec
 
 if TYPE_CHECKING:
@@ -27,6 +28,27 @@ SELECT DISTINCT concept_id_2 FROM omop.concept_relationship
 WHERE concept_id_1 = ANY (CAST(:ids AS int[])) AND relationship_id = 'Maps to' AND concept_id_2 <> 0
 """
 
+_ENUMERATED = """
+WITH item AS (
+    SELECT * FROM unnest(CAST(:concepts AS int[]), CAST(:descendants AS bool[]), CAST(:mapped AS bool[]))
+                  i(concept_id, descendants, mapped)
+), named AS (
+    SELECT concept_id, mapped FROM item
+    UNION
+    SELECT a.descendant_concept_id, i.mapped
+    FROM item i
+    JOIN omop.concept_ancestor a ON a.ancestor_concept_id = i.concept_id
+    LEFT JOIN omop.concept c ON c.concept_id = a.descendant_concept_id
+    WHERE i.descendants AND c.invalid_reason IS NULL
+)
+SELECT concept_id FROM named
+UNION
+SELECT r.concept_id_1 FROM named n
+JOIN omop.concept_relationship r ON r.concept_id_2 = n.concept_id AND r.relationship_id = 'Maps to'
+WHERE n.mapped AND r.invalid_reason IS NULL
+"""
+"""Concepts of items, as OHDSI's cohort generator reads a concept set: invalid descendants and mappings do not count."""
+
 _KNOWN = """
 SELECT id FROM unnest(CAST(:ids AS int[])) id
 WHERE EXISTS (SELECT 1 FROM omop.concept c WHERE c.concept_id = id)
@@ -46,6 +68,8 @@ class Resolved:
     """Unit of each value rule."""
     absent: list[str] = field(default_factory=list)
     """Codes that the vocabulary does not have."""
+    enumerated: bool = False
+    """True where `concepts` are all there are, their descendants among them."""
 
     def to_dict(self, spec: TaskSpec) -> dict[str, Any]:
         """As kept in label.task.definition."""
@@ -55,6 +79,7 @@ class Resolved:
             "units": self.units,
             "absent": self.absent,
             "by_statement": spec.by_statement,
+            **({"descendants": False} if self.enumerated else {}),
         }
 
 
@@ -65,7 +90,7 @@ def resolve(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: 
         InputError: codes are not in the vocabulary (unless allow_absent: those tasks then lack them).
     """
     words = Words(
-        known=known_concepts(connection, [c for spec in specs for c in (*spec.concepts, *spec.visit_concepts)]),
+        known=known_concepts(connection, [c for spec in specs for c in ids_of(spec)]),
         by_code=by_code(connection, {code for spec in specs for code in codes_of(spec)}),
     )
     found = [resolve_one(connection, spec, words) for spec in specs]
@@ -91,12 +116,17 @@ class Words:
 def codes_of(spec: TaskSpec) -> list[str]:
     """Every VOCABULARY/CODE that a task names."""
     units = [rule.unit for rule in spec.values if isinstance(rule.unit, str)]
-    return [*spec.vocabulary_codes, *spec.source_codes, *units]
+    return [*spec.vocabulary_codes, *spec.exclude_vocabulary_codes, *spec.source_codes, *units]
+
+
+def ids_of(spec: TaskSpec) -> list[int]:
+    """Every concept that a task names by its id and that must be known; what is excluded need not be."""
+    return [*spec.concepts, *spec.visit_concepts, *(i.concept_id for i in spec.concept_set if not i.excluded)]
 
 
 def resolve_one(connection: Connection, spec: TaskSpec, words: Words) -> Resolved:
     """What the codes of one task mean."""
-    ids, codes = (*spec.concepts, *spec.visit_concepts), codes_of(spec)
+    ids, codes = ids_of(spec), codes_of(spec)
     result = Resolved(absent=[str(c) for c in ids if c not in words.known])
     result.absent += [code for code in codes if code not in words.by_code]
     result.concepts = [c for c in spec.concepts if c in words.known]
@@ -108,7 +138,33 @@ def resolve_one(connection: Connection, spec: TaskSpec, words: Words) -> Resolve
         if isinstance(unit, str):
             unit = words.by_code[unit][0][0] if unit in words.by_code else -1  # -1: no row has it
         result.units.append(unit)
+    if spec.enumerated:
+        result.concepts, result.enumerated = enumerate_concepts(connection, spec, result.concepts, words), True
+        if not result.concepts and not result.absent:
+            raise InputError(f"Expected concepts that are left for the task {spec.name}, found all of them excluded.")
     return result
+
+
+def enumerate_concepts(connection: Connection, spec: TaskSpec, named: Sequence[int], words: Words) -> list[int]:
+    """All concepts of a task one by one: what it names, less what it excludes."""
+    excluded = [row for code in spec.exclude_vocabulary_codes for row in words.by_code.get(code, [])]
+    away = [*spec.exclude_concepts, *standard(connection, excluded)]
+    plain = [ConceptSetItem(concept_id=c, descendants=spec.descendants) for c in named]
+    plain += [ConceptSetItem(concept_id=c, descendants=spec.descendants, excluded=True) for c in away]
+    items = [*plain, *(i for i in spec.concept_set if i.excluded or i.concept_id in words.known)]
+    kept = _of_items(connection, [item for item in items if not item.excluded])
+    return sorted(kept - _of_items(connection, [item for item in items if item.excluded]))
+
+
+def _of_items(connection: Connection, items: Sequence[ConceptSetItem]) -> set[int]:
+    from sqlalchemy import text
+
+    values = {
+        "concepts": [item.concept_id for item in items],
+        "descendants": [item.descendants for item in items],
+        "mapped": [item.mapped for item in items],
+    }
+    return set(connection.execute(text(_ENUMERATED), values).scalars()) if items else set()
 
 
 def by_code(connection: Connection, codes: Iterable[str]) -> dict[str, list[tuple[int, str | None]]]:

@@ -15,10 +15,12 @@ CODED = "floor(extract(epoch FROM {time}))::int8 * 2 + {date_only}::int"
 
 PAIRS = """
 WITH root AS MATERIALIZED (
-    SELECT position, concept_id, (definition ->> 'descendants')::bool AS descendants
+    SELECT position, concept_id,
+           coalesce(definition -> 'resolved' ->> 'descendants', definition ->> 'descendants')::bool AS descendants
     FROM label.task WHERE task_set_id = {task_set_id:d} AND concept_id IS NOT NULL
     UNION ALL
-    SELECT t.position, c.concept_id::int, (t.definition ->> 'descendants')::bool
+    SELECT t.position, c.concept_id::int,
+           coalesce(t.definition -> 'resolved' ->> 'descendants', t.definition ->> 'descendants')::bool
     FROM label.task t, jsonb_array_elements_text(t.definition -> 'resolved' -> 'concepts') c(concept_id)
     WHERE t.task_set_id = {task_set_id:d} AND t.concept_id IS NULL
       AND NOT (t.definition -> 'resolved' ->> 'by_statement')::bool
@@ -36,7 +38,7 @@ PACKED_PAIRS = f"SELECT string_agg(int4send(concept_id) || int2send(position), '
 WITH_DESCENDANTS = """
 SELECT unnest(%(concepts)s::int[]) AS concept_id
 UNION SELECT a.descendant_concept_id FROM omop.concept_ancestor a
-WHERE %(descendants)s AND a.ancestor_concept_id = ANY (%(concepts)s::int[])
+WHERE %(narrower)s AND a.ancestor_concept_id = ANY (%(concepts)s::int[])
 """
 
 OF_VISIT_CONCEPTS = """
@@ -124,12 +126,13 @@ def statement(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     spec, resolved = TaskSpec.from_dict(without_resolved(definition)), definition["resolved"]
     values: dict[str, Any] = {
         "concepts": resolved["concepts"],
+        "narrower": resolved.get("descendants", spec.descendants),
         "descendants": spec.descendants,
         "source_concepts": resolved["source_concepts"],
         "visit_concepts": list(spec.visit_concepts),
         "domains": [DOMAINS[domain] for domain in spec.domains],
     }
-    if not (spec.concepts or spec.vocabulary_codes or spec.source_codes):
+    if not spec.by_codes:
         return (STAY_STARTS if spec.clock == "discharge" else VISIT_STARTS), values
     conditions = [
         f"(e.concept_id IN ({WITH_DESCENDANTS}) OR e.source_concept_id = ANY (%(source_concepts)s::int[]))"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InputError
 from app.store import entropy, entropy_counts, names
 from app.store.codes import resolve
+from app.store.outcomes import without_resolved
 from app.store.work import Work
 from app.tasks.spec import TaskSpec
 
@@ -144,6 +145,27 @@ def pretraining_specs(connection: Connection, concepts: Sequence[int]) -> list[T
             )
         )
     return specs
+
+
+def specs_of(connection: Connection, *, task_set: str | None = None, labels: str | None = None) -> list[TaskSpec]:
+    """The tasks of a task set or of a label set (NAME or NAME@2), as they were given. Raises UnknownName."""
+    from sqlalchemy import text
+
+    from app.errors import UnknownName
+
+    if task_set is not None:
+        task_set_id = names.find(connection, "task set", task_set).id
+    else:
+        statement = "SELECT task_set_id FROM label.label_set WHERE label_set_id = label.find_label_set(:labels)"
+        found = connection.scalar(text(statement), {"labels": labels})
+        if found is None:
+            known = connection.execute(text("SELECT name FROM label.label_set WHERE is_current")).scalars()
+            raise UnknownName("label set", str(labels), list(known))
+        task_set_id = found
+    rows = connection.execute(
+        text("SELECT definition FROM label.task WHERE task_set_id = :id ORDER BY position"), {"id": task_set_id}
+    ).scalars()
+    return [TaskSpec.from_dict(without_resolved(definition)) for definition in rows]
 
 
 TASK_COLUMNS = (

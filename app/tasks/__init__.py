@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.errors import InputError, UnknownName
 from app.tasks.spec import TaskSpec, ValueRule
-from app.tasks.toml import spec_from_toml
+from app.tasks.toml import specs_from_toml
 
 FOLDER = Path(__file__).parent
 
@@ -24,7 +24,15 @@ CLINICAL = (
 
 
 def read_task_file(path: Path) -> TaskSpec:
-    """One task file, checked.
+    """A task file with one task, checked. Raises InputError as `read_task_files` does."""
+    specs = read_task_files(path)
+    if len(specs) != 1:
+        raise InputError(f"Expected one task in {path}, found {len(specs)}; keep one.")
+    return specs[0]
+
+
+def read_task_files(path: Path) -> list[TaskSpec]:
+    """A task file, checked: one task, or several under `[[task]]`; files that it names are beside it.
 
     Raises:
         InputError: the file cannot be read, or a field is unknown or has a value it cannot have; the message names
@@ -35,7 +43,7 @@ def read_task_file(path: Path) -> TaskSpec:
     except (OSError, UnicodeDecodeError) as error:
         why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
         raise InputError(f"Expected a task file at {path}, could not read it: {why}.") from None
-    return spec_from_toml(text, str(path))
+    return specs_from_toml(text, str(path), path.parent)
 
 
 def builtin(name: str) -> TaskSpec:
@@ -51,4 +59,4 @@ def clinical_task_names() -> list[str]:
     return list(CLINICAL)
 
 
-__all__ = ["TaskSpec", "ValueRule", "builtin", "clinical_task_names", "read_task_file"]
+__all__ = ["TaskSpec", "ValueRule", "builtin", "clinical_task_names", "read_task_file", "read_task_files"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import InputError
+from app.tasks.concept_set import ConceptSetItem
 
 DEATH = 4306655
 """The concept under which a load stores deaths."""
@@ -81,7 +82,13 @@ class TaskSpec:
     source_codes: tuple[str, ...] = ()
     """Codes as the source wrote them, `ICD10CM/I27.0`; they match source_concept_id, without descendants."""
     descendants: bool = True
-    """Narrower concepts count, too."""
+    """Narrower concepts count, too; also of those that are excluded."""
+    exclude_concepts: tuple[int, ...] = ()
+    """Concepts that do not count although they are narrower ones of those that do."""
+    exclude_vocabulary_codes: tuple[str, ...] = ()
+    """The same by code."""
+    concept_set: tuple[ConceptSetItem, ...] = ()
+    """Items of a concept set; files name its JSON (`concept_set = "pe.json"`), `concept_set_id` which of several."""
     domains: tuple[str, ...] = ()
     """Only rows of these tables: condition, drug, procedure, …; default all."""
     values: tuple[ValueRule, ...] = ()
@@ -117,6 +124,16 @@ class TaskSpec:
     def by_statement(self) -> bool:
         """True where concepts alone do not tell its rows, so that a statement selects them."""
         return bool(self.source_codes or self.domains or self.values or self.visit_concepts)
+
+    @property
+    def by_codes(self) -> bool:
+        """True where concepts or codes are given, not visits alone."""
+        return bool(self.concepts or self.vocabulary_codes or self.source_codes or self.concept_set)
+
+    @property
+    def enumerated(self) -> bool:
+        """True where the concepts are listed one by one when the task set is made: exclusions need the whole list."""
+        return bool(self.exclude_concepts or self.exclude_vocabulary_codes or self.concept_set)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, JSON-able; `from_dict` reads them back."""
@@ -209,6 +226,18 @@ def _concept(field: str, value: Any) -> int:
     return _whole(field, value, 1, MAX_CONCEPT)
 
 
+def _concept_set_item(field: str, value: Any) -> ConceptSetItem:
+    """An item as `to_dict` gives it; a file's name is read before."""
+    if isinstance(value, ConceptSetItem):
+        return value
+    try:
+        return ConceptSetItem(**value)
+    except TypeError:
+        raise FieldError(
+            field, f"expected the name of a concept set's JSON file for {field!r}, got {value!r}."
+        ) from None
+
+
 def _domain(field: str, value: Any) -> str:
     return _choice(field, value, tuple(DOMAINS))
 
@@ -238,6 +267,9 @@ def _read(field: str, value: Any) -> Any:
         "visit_concepts": _concept,
         "vocabulary_codes": _code,
         "source_codes": _code,
+        "exclude_concepts": _concept,
+        "exclude_vocabulary_codes": _code,
+        "concept_set": _concept_set_item,
         "domains": _domain,
         "values": _value_rule,
         "horizons_days": lambda f, v: _whole(f, v, 1, MAX_DAYS),
@@ -255,10 +287,16 @@ def _read(field: str, value: Any) -> Any:
 
 def check(spec: TaskSpec) -> None:
     """The rules between fields. Raises FieldError."""
-    if not spec.concepts and not spec.vocabulary_codes and not spec.source_codes and not spec.visit_concepts:
+    if not spec.by_codes and not spec.visit_concepts:
         raise FieldError(
-            "concepts", "expected concepts, vocabulary_codes, source_codes or visit_concepts, found none; name one."
+            "concepts",
+            "expected concepts, vocabulary_codes, source_codes, concept_set or visit_concepts, found none; name one.",
         )
+    for field in ("exclude_concepts", "exclude_vocabulary_codes"):
+        if getattr(spec, field) and not (spec.concepts or spec.vocabulary_codes or spec.concept_set):
+            raise FieldError(
+                field, f"expected concepts, vocabulary_codes or a concept_set beside {field!r}, found none."
+            )
     if DEATH in spec.concepts and spec.death == "competing":
         raise FieldError("death", "expected death = 'censor' where death is the outcome, got 'competing'.")
     if spec.prior_days is not None and spec.prior == "keep":
