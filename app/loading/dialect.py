@@ -29,10 +29,8 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 MAGIC = (
-    (b"\x1f\x8b", "gzip", (".gz",)),
-    (b"\x28\xb5\x2f\xfd", "zstd", (".zst",)),
-    (b"PK\x03\x04", "zip", (".zip",)),
-    (b"PAR1", "Parquet", (".parquet", ".pq")),
+    (b"PK\x03\x04", "zip", ".zip"),
+    (b"PAR1", "Parquet", ".parquet"),
 )
 _UNFIT = frozenset({"utf-7", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"})
 
@@ -135,12 +133,11 @@ def sniff_encoding(head: bytes, given: str | None) -> str:
     return "utf-16-le" if given else "utf-8"
 
 
-def refuse_magic(head: bytes, path_name: str, name: str) -> None:
-    """Raise InputError where the bytes are of another container than the file's name says."""
-    lower = path_name.lower()
-    for magic, kind, suffixes in MAGIC:
-        if head.startswith(magic) and not lower.endswith(suffixes):
-            raise InputError(f"Expected text in {name}, found {kind}; name it {suffixes[0]}, or export it again.")
+def refuse_magic(head: bytes, name: str) -> None:
+    """Raise InputError where a file that is called text is none."""
+    for magic, kind, suffix in MAGIC:
+        if head.startswith(magic):
+            raise InputError(f"Expected text in {name}, found {kind}; name it {suffix}, or export it again.")
 
 
 def nulls_seen(text: str, delimiter: str, nulls: tuple[str, ...]) -> list[str]:

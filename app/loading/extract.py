@@ -221,7 +221,7 @@ def read_header(path: Path, name: str, table: str, reading: Reading) -> TableFil
         _require(columns, table, name)
         return TableFile(table=table, path=path, name=name, columns=columns, cells=cells, delimiter=None, types=types)
     head = head_of(path, name)
-    refuse_magic(head[:4], name, name)
+    refuse_magic(head, name)
     encoding = sniff_encoding(head, reading.encoding)
     lines = first_lines(head, name, encoding)
     quote = None if reading.quote == NO_QUOTE else reading.quote or '"'

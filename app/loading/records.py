@@ -87,9 +87,10 @@ def blocks(
             if text:
                 yield text.encode()
         decoder.decode(b"", final=True)
-    except UnicodeError as error:
+    except UnicodeDecodeError as error:
+        lines += error.object[: error.start].decode(encoding, "replace").count("\n")
         raise InputError(
-            f"Expected {encoding} in {name}, found other bytes after line {lines}; name another with --encoding."
+            f"Expected {encoding} in {name}, found other bytes in line {lines + 1}; name another with --encoding."
         ) from error
 
 

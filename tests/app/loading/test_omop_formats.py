@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import io
 import zipfile
 from collections.abc import Callable
@@ -110,6 +111,7 @@ DIALECTS: dict[str, tuple[Files, dict[str, Any], str]] = {
             [CONDITIONS[0], *(line.replace(",,", ",n/a,") for line in CONDITIONS[1:])]).encode()},
         {"null": "n/a"}, "comma, n/a is missing",
     ),
+    "gzip that is called csv": ({"condition_occurrence.csv": gzip.compress(TEXT.encode())}, {}, "comma"),
     "zip of a table": ({"condition_occurrence.zip": zipped({"export.csv": TEXT.encode()})}, {}, "comma"),
     "zip of shards": (
         {"condition_occurrence.csv.zip": zipped({
@@ -166,7 +168,9 @@ def test_one_zip_of_a_whole_extract_is_read_and_its_litter_passed_over(
     bad = "\n".join(conditions("x,1,1,2015-01-01,,,,0,,0")).encode()
     litter = {"__MACOSX/omop/._PERSON.csv": b"\0", "omop/.DS_Store": b"\0", "omop/Thumbs.db": b""}
     litter["omop/notes.csv"] = b"a\n1\n"
-    (tmp_path / "e.zip").write_bytes(zipped({**member, **litter, "omop/condition_occurrence.csv.gz": _gzip(bad)}))
+    (tmp_path / "e.zip").write_bytes(
+        zipped({**member, **litter, "omop/condition_occurrence.csv.gz": gzip.compress(bad)})
+    )
     result = load(work(path=str(tmp_path / "e.zip"), max_rejects=0.1))
     assert (result["events"], result["ignored"], result["unknown_files"]) == (20, {"drug_era": 2}, {"notes.csv": 1})
     assert "ignored: drug_era 2 rows" in result["summary"]
@@ -179,21 +183,15 @@ def test_one_zip_of_a_whole_extract_is_read_and_its_litter_passed_over(
     assert (again["unchanged"], again["events"]) == (False, 20)  # names are others: a new delivery, the same rows
 
 
-def _gzip(data: bytes) -> bytes:
-    import gzip
-
-    return gzip.compress(data)
-
-
 def test_records_keep_their_numbers_in_every_container(tmp_path: Path, work: Make, engine: Engine) -> None:
     lines = [*CONDITIONS[:5], "x,1,1,2015-01-01,,,,0,,0", *CONDITIONS[5:9], "9,short", *CONDITIONS[9:]]
     data = "\n".join(lines).encode()
     made = {
-        "a": {"condition_occurrence.csv.gz": _gzip(data)},
+        "a": {"condition_occurrence.csv.gz": gzip.compress(data)},
         "b": {"condition_occurrence.csv.zst": zst(data)},
         "c": {"condition_occurrence.zip": zipped({"c.csv": data})},
         "d": {"condition_occurrence.csv": data.decode().encode("utf-16")},
-        "e": {"condition_occurrence.csv.gz": _gzip(data.replace(b"\n", b"\r\n"))},
+        "e": {"condition_occurrence.csv.gz": gzip.compress(data.replace(b"\n", b"\r\n"))},
     }
     for name, files in made.items():
         folder = write(tmp_path / name, {"person": PERSONS, "observation_period": PERIODS, **files})
