@@ -141,9 +141,10 @@ def read_events(
     for j in range(len(row_at)):
         row, second, date_only = row_at[j], when[j] >> 1, when[j] & 1
         seen = np.uint8(0)
-        if second >= visit_from and (second <= visit_to or (date_only == 1 and second <= visit_day_to)):
+        # what is rarely true comes first: the processor guesses it, which it cannot with a bit like date_only
+        if second >= visit_from and (second <= visit_to or (second <= visit_day_to and date_only == 1)):
             seen = np.uint8(VISIT_FLAG)
-        on_index_day = date_only == 1 and day_from <= second < day_from + DAY
+        on_index_day = day_from <= second < day_from + DAY and date_only == 1
         for slot in range(row_slots[row], row_slots[row + 1]):
             g, flag = slot_rule[slot], seen
             if g != loaded:  # most sets have one rule: its values stay in registers
@@ -208,21 +209,117 @@ def count_untouched(member: NDArray[np.int64], here: NDArray[np.int64], alike: N
         status = here[g, OTHERWISE]
         count = alike[member[SPLIT], status]
         count[0, g] += 1
-        count[1, g] += 1
         if status <= CENSORED:
             count[2, g] += here[g, AT_RISK_UNTIL] - here[g, OPENS]
 
 
 @compiled
-def add_untouched(alike: NDArray[np.int64], rule_of: NDArray[np.int16], counts: NDArray[np.int64]) -> None:
-    """Add what was counted by rule to the counts by task (3, 5, 3, K)."""
-    for split in range(alike.shape[0]):
-        for status in range(alike.shape[1]):
-            for what in range(alike.shape[2]):
-                by_rule, by_task = alike[split, status, what], counts[split, status, what]
-                if by_rule.any():
-                    for k in range(len(rule_of)):
-                        by_task[k] += by_rule[rule_of[k]]
+def add_alike(
+    alike: NDArray[np.int64], alone: NDArray[np.int64], rule_of: NDArray[np.int16], counts: NDArray[np.int64]
+) -> None:
+    """Add what was counted by rule, and `alone` (3, 5, 3, K) of persons with one member, to the counts by task."""
+    for split in range(counts.shape[0]):
+        for status in range(counts.shape[1]):
+            by_rule, own, by_task = alike[split, status], alone[split, status], counts[split, status]
+            for k in range(len(rule_of)):
+                g = rule_of[k]
+                members = by_rule[0, g] + own[0, k]
+                by_task[0, k] += members
+                by_task[1, k] += members
+                if status <= CENSORED:
+                    by_task[2, k] += by_rule[2, g] + own[2, k]
+
+
+@compiled
+def write_touched(
+    rule_of: NDArray[np.int16],
+    rules: NDArray[np.int64],
+    here: NDArray[np.int64],
+    index: int,
+    first: NDArray[np.int64],
+    flags: NDArray[np.uint8],
+    out_task: NDArray[np.int16],
+    out_seconds: NDArray[np.int64],
+    used: NDArray[np.int64],
+    count: NDArray[np.int64],
+) -> None:
+    """Lists and counts of the tasks that events touch, at a member whose other tasks are counted by rule.
+
+    Whether a touched task is an outcome, history or both is anybody's guess, so most of it is arithmetic, not branches.
+    """
+    events, priors, visits = used[0], used[1], used[4]
+    for k in range(len(rule_of)):
+        flag = flags[k]
+        if flag == 0:
+            continue
+        g = rule_of[k]
+        otherwise, until, opens = here[g, OTHERWISE], here[g, AT_RISK_UNTIL], here[g, OPENS]
+        prior, second = np.int64(flag & PRIOR_FLAG), first[k]
+        out_task[1, priors] = k
+        priors += prior
+        out_task[4, visits] = k
+        visits += np.int64((flag & VISIT_FLAG) != 0)
+        barred = prior * rules[g, EXCLUDES_PRIOR] * np.int64(otherwise != INELIGIBLE)
+        event = np.int64((flag & EVENT_FLAG) != 0) * np.int64(otherwise != INELIGIBLE) * (1 - barred)
+        out_task[0, events], out_seconds[0, events] = k, second - index
+        events += event
+        changed = event + barred
+        if changed:
+            if event:
+                count[EVENT, 0, k] += 1
+                count[EVENT, 2, k] += second - opens
+            else:
+                count[PRIOR, 0, k] += 1
+            count[otherwise, 0, k] -= 1
+            count[otherwise, 2, k] -= until - opens
+        first[k], flags[k] = NEVER, 0
+    used[0], used[1], used[4] = events, priors, visits
+
+
+@compiled
+def write_all(
+    rule_of: NDArray[np.int16],
+    rules: NDArray[np.int64],
+    here: NDArray[np.int64],
+    member: NDArray[np.int64],
+    first: NDArray[np.int64],
+    flags: NDArray[np.uint8],
+    out_task: NDArray[np.int16],
+    out_seconds: NDArray[np.int64],
+    used: NDArray[np.int64],
+    count: NDArray[np.int64],
+    seen: NDArray[np.int32],
+) -> None:
+    """Lists and counts of all tasks at one member, one after the other."""
+    index, person = member[INDEX], member[PERSON_ROW]
+    for k in range(len(rule_of)):
+        flag, g = flags[k], rule_of[k]
+        status, until = here[g, OTHERWISE], here[g, AT_RISK_UNTIL]
+        if flag & PRIOR_FLAG:
+            out_task[1, used[1]] = k
+            used[1] += 1
+            if rules[g, EXCLUDES_PRIOR] == 1 and status != INELIGIBLE:
+                status = PRIOR
+        if flag & EVENT_FLAG and status != INELIGIBLE and status != PRIOR:
+            status, until = EVENT, first[k]
+            out_task[0, used[0]], out_seconds[0, used[0]] = k, until - index
+            used[0] += 1
+        if flag & VISIT_FLAG:
+            out_task[4, used[4]] = k
+            used[4] += 1
+        first[k], flags[k] = NEVER, 0
+        if here[g, BARRED] == 1 and member[ELIGIBLE] == 1:
+            out_task[2, used[2]] = k
+            used[2] += 1
+        if here[g, OPENS] != index + rules[g, START]:
+            out_task[3, used[3]], out_seconds[1, used[3]] = k, here[g, OPENS] - index
+            used[3] += 1
+        count[status, 0, k] += 1
+        if seen[status, k] != person:
+            seen[status, k] = person
+            count[status, 1, k] += 1
+        if status <= CENSORED:
+            count[status, 2, k] += until - here[g, OPENS]
 
 
 @compiled
@@ -256,8 +353,8 @@ def label_members(
     """
     num_tasks, capacity = len(rule_of), out_task.shape[1]
     here = np.empty((len(rules), 5), np.int64)
-    first, flags = np.full(num_tasks, NEVER, np.int64), np.zeros(num_tasks // 8 * 8 + 8, np.uint8)
-    eight_flags = flags.view(np.uint64)
+    first, flags = np.full(num_tasks, NEVER, np.int64), np.zeros(num_tasks, np.uint8)
+    alone = np.zeros(counts.shape, np.int64)
     best, state = np.full(len(slot_rule), NEVER, np.int64), np.zeros(len(slot_rule), np.uint8)
     touched = np.empty(len(slot_rule), np.int32)
     longest = np.diff(person_ptr).max() if len(person_ptr) > 1 else 0
@@ -266,11 +363,10 @@ def label_members(
     matched, person, done = 0, -1, len(members)
     used = out_ptr[:, begin].copy()
     for n in range(begin, len(members)):
-        if used.max() + num_tasks > capacity:
+        if used.max() + num_tasks >= capacity:  # one place more is written to than is kept
             done = n
             break
         member = members[n]
-        index = member[INDEX]
         if member[PERSON_ROW] != person:
             person = member[PERSON_ROW]
             lo, hi = person_ptr[person], person_ptr[person + 1]
@@ -280,58 +376,17 @@ def label_members(
             row_at[:matched], when[:matched], row_slots, slot_rule, rules, here, member, best, state, touched
         )
         gather(touched[:num_touched], slot_ptr, tasks, best, state, first, flags)
-        count = counts[member[SPLIT]]
         plain = is_plain(n, members, rules, here)
         if plain:
             count_untouched(member, here, alike)
-        k = -1
-        while k + 1 < num_tasks:
-            k += 1
-            if plain and k & 7 == 0 and eight_flags[k >> 3] == 0:
-                k += 7
-                continue
-            flag = flags[k]
-            if plain and flag == 0:
-                continue
-            g = rule_of[k]
-            otherwise = here[g, OTHERWISE]
-            status, until = otherwise, here[g, AT_RISK_UNTIL]
-            if flag & PRIOR_FLAG:
-                out_task[1, used[1]] = k
-                used[1] += 1
-                if rules[g, EXCLUDES_PRIOR] == 1 and status != INELIGIBLE:
-                    status = PRIOR
-            if flag & EVENT_FLAG and status != INELIGIBLE and status != PRIOR:
-                status, until = EVENT, first[k]
-                out_task[0, used[0]], out_seconds[0, used[0]] = k, until - index
-                used[0] += 1
-            if flag & VISIT_FLAG:
-                out_task[4, used[4]] = k
-                used[4] += 1
-            first[k], flags[k] = NEVER, 0
-            if plain:
-                if status != otherwise:
-                    count[status, 0, k] += 1
-                    count[status, 1, k] += 1
-                    count[otherwise, 0, k] -= 1
-                    count[otherwise, 1, k] -= 1
-                    if status <= CENSORED:
-                        count[status, 2, k] += until - here[g, OPENS]
-                    if otherwise <= CENSORED:
-                        count[otherwise, 2, k] -= here[g, AT_RISK_UNTIL] - here[g, OPENS]
-                continue
-            if here[g, BARRED] == 1 and member[ELIGIBLE] == 1:
-                out_task[2, used[2]] = k
-                used[2] += 1
-            if here[g, OPENS] != index + rules[g, START]:
-                out_task[3, used[3]], out_seconds[1, used[3]] = k, here[g, OPENS] - index
-                used[3] += 1
-            count[status, 0, k] += 1
-            if seen[status, k] != person:
-                seen[status, k] = person
-                count[status, 1, k] += 1
-            if status <= CENSORED:
-                count[status, 2, k] += until - here[g, OPENS]
+        if plain:
+            write_touched(
+                rule_of, rules, here, member[INDEX], first, flags, out_task, out_seconds, used, alone[member[SPLIT]]
+            )
+        else:
+            write_all(
+                rule_of, rules, here, member, first, flags, out_task, out_seconds, used, counts[member[SPLIT]], seen
+            )
         out_ptr[:, n + 1] = used
-    add_untouched(alike, rule_of, counts)
+    add_alike(alike, alone, rule_of, counts)
     return done

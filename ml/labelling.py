@@ -292,7 +292,7 @@ class Labeller:
         members: MemberRows,
     ) -> SparseLabels:
         num_members, num_tasks = len(members.index), len(self.rule_of)
-        scratch.make_room(num_tasks * 4 + num_members * min(num_tasks, 512))
+        scratch.make_room(1 + num_tasks * 4 + num_members * min(num_tasks, 512))
         out_ptr = np.zeros((5, num_members + 1), np.int64)
         seen = np.full((len(STATUSES), num_tasks), -1, np.int32)
         table, done = members.table(), 0
