@@ -60,6 +60,10 @@ class Preempted(LachesisError):
     """The worker is asked to stop, so the job goes back to its queue."""
 
 
+class Waiting(LachesisError):
+    """The job has shared its work out among jobs of its own and gives its worker back until they have ended."""
+
+
 class JobFailed(LachesisError):
     """A job ended without success; carries the exit code that the job left."""
 

@@ -23,6 +23,7 @@ QUEUE_OF = {
     "cohort": "label",
     "tasks": "label",
     "label": "label",
+    "label_shard": "label",
     "pretrain": "gpu",
     "embed": "gpu",
     "evaluate": "eval",

@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 import time
+from typing import TYPE_CHECKING
 
 from app.errors import InputError, LachesisError, StoreError
 from app.queue import QUEUES
 from app.settings import read_settings
 from workers.holder import Clocks, Holder
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from app.store import jobs
+
+LOOK_SECONDS = 0.1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,26 +65,58 @@ def run(arguments: argparse.Namespace) -> int:
     from app.store import jobs
     from app.store.session import make_engine
     from workers.pulse import Pulse
-    from workers.supervisor import LOOK_SECONDS, Child
+    from workers.supervisor import Child
 
     holder = Holder(store=ensure_up(read_settings()), queues=(), clocks=Clocks(poll=0.5))
     engine = make_engine(holder.store.database_url)
     pulse = Pulse(holder, serves=False)
     pulse.register()
-    claim = holder.claim(arguments.job)
-    if claim is None:
+    first = holder.claim(arguments.job)
+    if first is None:
         with engine.connect() as connection:
             state = jobs.find(connection, arguments.job)["state"]
         raise StoreError(f"Expected job {arguments.job} to wait, it is {state}; nothing was run.")
-    signal.signal(signal.SIGINT, lambda *_: holder.board.cancel(claim.job_id, claim.fence))
+    held, interrupted = [first], threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        holder.board.cancel(held[-1].job_id, held[-1].fence)
+
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, lambda *_: holder.board.stop())
     pulse.start()
-    child = Child(holder, claim)
-    while not child.attend():
-        time.sleep(LOOK_SECONDS)
+    following: jobs.Claim | None = first
+    while following is not None:
+        held.append(following)
+        child = Child(holder, following)
+        while not child.attend():
+            time.sleep(LOOK_SECONDS)
+        following = None if holder.board.stopping else next_claim(holder, engine, arguments.job, interrupted)
     pulse.end()
     with engine.connect() as connection:
-        return int(jobs.find(connection, claim.job_id)["exit_code"] or 0)
+        return int(jobs.find(connection, arguments.job)["exit_code"] or 0)
+
+
+def next_claim(holder: Holder, engine: Engine, job_id: int, interrupted: threading.Event) -> jobs.Claim | None:
+    """What this process runs next of a job that shared its work out: a shard, or the job again; None at its end."""
+    from app.store import jobs
+
+    while True:
+        with engine.begin() as connection:
+            job, shards = jobs.find(connection, job_id), jobs.shards(connection, job_id)
+            if job["state"] != "retry_wait" or not shards:
+                return None
+            if interrupted.is_set():
+                jobs.cancel(connection, job_id)
+                return None
+        waiting = [shard["job_id"] for shard in shards if shard["state"] in ("queued", "retry_wait")]
+        if not any(shard["state"] in jobs.OPEN_STATES for shard in shards):
+            waiting = [job_id]
+        for one in waiting:
+            claim = holder.claim(one)
+            if claim is not None:
+                return claim
+        time.sleep(LOOK_SECONDS * 5)
 
 
 def attempt(arguments: argparse.Namespace) -> None:
@@ -103,6 +144,7 @@ def attempt(arguments: argparse.Namespace) -> None:
                     settings=store.settings,
                     board=board,
                     is_stopped=is_stopped,
+                    redis_url=store.redis_url,
                 )
             )
 

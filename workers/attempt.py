@@ -14,14 +14,15 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import Cancelled, FenceLost, InputError, LachesisError, Preempted, StoreError
+from app.errors import Cancelled, FenceLost, InputError, LachesisError, Preempted, StoreError, Waiting
+from app.queue import QUEUE_OF, nudge
 from app.settings import Settings
 from app.store import attempts, jobs
 from app.store.session import make_engine
@@ -78,11 +79,12 @@ class JobWork:
         settings: Settings,
         board: Board,
         is_stopped: Callable[[], bool] = lambda: False,
+        redis_url: str | None = None,
     ) -> None:
-        """`is_stopped` says whether this process alone was asked to stop."""
+        """`is_stopped` says whether this process alone was asked to stop; `redis_url` is where to ring for workers."""
         self.claim, self.settings, self.args = claim, settings, claim.args
         self.job_id, self.fence = claim.job_id, claim.fence
-        self._board, self._is_stopped = board, is_stopped
+        self._board, self._is_stopped, self._redis_url = board, is_stopped, redis_url
         name = jobs.session_name(claim.job_id, claim.fence)
         self.engine = make_engine(database_url, application_name=name)
         self._own: Connection | None = None
@@ -124,6 +126,10 @@ class JobWork:
         if time.monotonic() >= self._next_note:
             self._next_note = time.monotonic() + NOTE_SECONDS
             self._say(attempts.note_progress)
+
+    def ring(self, queue: str, job_ids: Sequence[int]) -> None:
+        if self._redis_url is not None:
+            all(nudge(self._redis_url, job_id, queue) for job_id in job_ids)  # the first that is not heard is the last
 
     def log(self, message: str) -> None:
         self.tell([message])
@@ -193,7 +199,10 @@ def execute(work: JobWork) -> bool:
         end = _outcome(work)
     finally:
         work.close()
-    return _persist(work, end)
+    done = _persist(work, end)
+    if work.args.get("parent") is not None:
+        work.ring(QUEUE_OF[work.claim.kind], [work.args["parent"]])  # which goes on when its last shard has ended
+    return done
 
 
 End = Callable[["Connection"], Any]
@@ -209,6 +218,9 @@ def _outcome(work: JobWork) -> End:
         work.flush()
     except (Preempted, Cancelled, FenceLost) as error:
         return _stopped(work, type(error))
+    except Waiting:
+        work.flush()
+        return lambda c: jobs.wait_for_shards(c, job_id, fence)
     except (KeyboardInterrupt, SystemExit):
         return lambda c: jobs.hand_back(c, job_id, fence)
     except Exception as error:

@@ -110,5 +110,9 @@ def run_best(holder: Holder) -> None:
 def run_here(holder: Holder, claim: jobs.Claim, is_stopped: Any) -> None:
     """Run a job in this process."""
     url, settings = holder.store.database_url, holder.store.settings
-    if not execute(JobWork(claim, database_url=url, settings=settings, board=holder.board, is_stopped=is_stopped)):
+    redis_url = holder.store.redis_url
+    work = JobWork(
+        claim, database_url=url, settings=settings, board=holder.board, is_stopped=is_stopped, redis_url=redis_url
+    )
+    if not execute(work):
         os._exit(os.EX_TEMPFAIL)  # the pulse sees its death once the database is back; Celery starts another child

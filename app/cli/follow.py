@@ -323,7 +323,8 @@ def progress_words(job: dict[str, Any], pace: Pace | None = None) -> str:
     """How far a job is, in words."""
     if is_silent(job):
         return f"no sign of life from its worker for {duration(job['silent_seconds'])}; another takes over soon"
-    if job["state"] != "running" or job["done"] is None:
+    shared = job["state"] == "retry_wait" and job.get("open_shards")
+    if (job["state"] != "running" and not shared) or job["done"] is None:
         return "waits to be tried again" if job["state"] == "retry_wait" else "waits for a worker"
     parts = [f"{job['done']:,}" + (f" of {job['total']:,}" if job["total"] else "") + f" {job['unit']}".rstrip()]
     if pace is not None and pace.rate is not None:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Date,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -222,7 +223,6 @@ class Tte(Base):
 
     __tablename__ = "tte"
     __table_args__ = (
-        Index("ix_tte_event_tasks", "event_tasks", postgresql_using="gin"),
         {
             "schema": "label",
             "comment": "Labels as sparse arrays, one row a member; read them through label.tte_long or label.outcome.",
@@ -280,6 +280,55 @@ class MemberDigest(Base):
         "sha256 over who the member is and its arrays: equal labels, equal digest; null where nobody kept it",
         LargeBinary,
     )
+
+
+class Shard(Base):
+    """The share of a label set that one job has labelled, until the whole set is stored."""
+
+    __tablename__ = "shard"
+    __table_args__ = {
+        "schema": "label",
+        "comment": "Shares of label sets that are being made by several jobs; gone when the set is stored.",
+    }
+
+    job_id: Mapped[int] = column(
+        "Job that makes the set", ForeignKey("ops.job.job_id", ondelete="CASCADE"), primary_key=True
+    )
+    shard: Mapped[int] = column("Which share, from 0", SmallInteger, primary_key=True, autoincrement=False)
+    data_digest: Mapped[bytes] = column("sha256 over what its labels were made of", LargeBinary)
+    counts: Mapped[bytes] = column(
+        "Members, persons and seconds at risk by split, status and task, as the engine counts", LargeBinary
+    )
+
+
+class ShardTte(Base):
+    """Labels of one member of a share, sparse."""
+
+    __tablename__ = "shard_tte"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["job_id", "shard"],
+            ["label.shard.job_id", "label.shard.shard"],
+            name="fk_shard_tte_shard",
+            ondelete="CASCADE",
+        ),
+        {"schema": "label", "comment": "Labels of shares, as label.tte will hold them; nobody reads them."},
+    )
+
+    job_id: Mapped[int] = column("Job that makes the set", BigInteger, primary_key=True, autoincrement=False)
+    shard: Mapped[int] = column("Which share", SmallInteger, primary_key=True, autoincrement=False)
+    cohort_member_id: Mapped[int] = column("Member", BigInteger, primary_key=True, autoincrement=False)
+    digest: Mapped[bytes] = column("sha256 over the scan and the arrays", LargeBinary)
+    event_tasks: Mapped[list[int]] = column("As in label.tte", ARRAY(SmallInteger))
+    event_seconds: Mapped[list[int]] = column("As in label.tte", ARRAY(BigInteger))
+    prior_tasks: Mapped[list[int]] = column("As in label.tte", ARRAY(SmallInteger))
+    ineligible_tasks: Mapped[list[int]] = column("As in label.tte", ARRAY(SmallInteger))
+    window_tasks: Mapped[list[int]] = column("As in label.tte", ARRAY(SmallInteger))
+    window_seconds: Mapped[list[int]] = column("As in label.tte", ARRAY(BigInteger))
+    visit_tasks: Mapped[list[int]] = column("As in label.tte", ARRAY(SmallInteger))
+    follow_up_seconds: Mapped[int | None] = column("As in label.tte", BigInteger)
+    data_cut_seconds: Mapped[int | None] = column("As in label.tte", BigInteger)
+    death_seconds: Mapped[int | None] = column("As in label.tte", BigInteger)
 
 
 class StatusCount(Base):

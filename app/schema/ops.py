@@ -43,6 +43,7 @@ class Job(Base):
             "job_id",
             postgresql_where=text("state IN ('queued', 'retry_wait', 'running')"),
         ),
+        Index("ix_job_shard", "parent_job_id", "shard", postgresql_where=text("shard IS NOT NULL")),
         Index(
             "uq_job_dedupe_key",
             "dedupe_key",
@@ -89,7 +90,10 @@ class Job(Base):
     published_at: Mapped[dt.datetime | None] = column("Last nudge through Redis", MOMENT)
     started_at: Mapped[dt.datetime | None] = column("First claim", MOMENT)
     finished_at: Mapped[dt.datetime | None] = column("End", MOMENT)
-    parent_job_id: Mapped[int | None] = column("Job that queued it (demo, run)", BigInteger)
+    parent_job_id: Mapped[int | None] = column(
+        "Job that queued it (demo, run, or the one it is a shard of)", BigInteger
+    )
+    shard: Mapped[int | None] = column("Which share of its parent's work it is; null for work of its own", SmallInteger)
     schedule_id: Mapped[int | None] = column("Schedule that queued it", ForeignKey("ops.schedule.schedule_id"))
     scheduled_for: Mapped[dt.datetime | None] = column("For which occurrence", MOMENT)
 
@@ -107,7 +111,7 @@ class JobAttempt(Base):
     pid: Mapped[int] = column("Process that did the work", Integer)
     started_at: Mapped[dt.datetime] = column("Claimed", MOMENT, server_default=NOW)
     finished_at: Mapped[dt.datetime | None] = column("Ended", MOMENT)
-    outcome: Mapped[str | None] = column("succeeded, failed, cancelled, preempted, crashed or lost", Text)
+    outcome: Mapped[str | None] = column("succeeded, failed, cancelled, preempted, waiting, crashed or lost", Text)
     exit_code: Mapped[int | None] = column("Exit code of a child process", Integer)
     signal: Mapped[int | None] = column("Signal that ended it", Integer)
     start_step: Mapped[int | None] = column("Step a resumed training started at", BigInteger)

@@ -25,7 +25,7 @@ CHUNK_EVENTS, CHUNK_PERSONS = 2_000_000, 4_096
 """Persons are read together until they hold so many events."""
 
 SCANS = """
-SELECT person_id, extract(epoch FROM index_time)::int8, extract(epoch FROM follow_up_end)::int8
+SELECT person_id, floor(extract(epoch FROM index_time))::int8, floor(extract(epoch FROM follow_up_end))::int8
 FROM label.cohort_member WHERE cohort_id = %s AND split = 'train' AND eligible ORDER BY 1, 2
 """
 

@@ -53,8 +53,8 @@ def _run(connection: Connection, statement: str, /, **parameters: Any) -> Any:
 # --- queueing -------------------------------------------------------------------------------------------------------
 
 _INSERT = """
-INSERT INTO ops.job (kind, queue, name, args, dedupe_key, parent_job_id, created_by, run_after, published_at)
-VALUES (:kind, :queue, :name, CAST(:args AS jsonb), :dedupe_key, :parent, :created_by,
+INSERT INTO ops.job (kind, queue, name, args, dedupe_key, parent_job_id, shard, created_by, run_after, published_at)
+VALUES (:kind, :queue, :name, CAST(:args AS jsonb), :dedupe_key, :parent, :shard, :created_by,
         clock_timestamp() + make_interval(secs => :delay), clock_timestamp())
 ON CONFLICT (dedupe_key) WHERE state IN ('queued', 'running', 'retry_wait') DO NOTHING
 RETURNING job_id
@@ -70,6 +70,7 @@ def insert(
     name: str | None = None,
     dedupe_key: str | None = None,
     parent: int | None = None,
+    shard: int | None = None,
     created_by: str | None = None,
     delay: float = 0.0,
 ) -> int:
@@ -83,6 +84,7 @@ def insert(
         name: name of what it makes.
         dedupe_key: at most one open job a key.
         parent: the job that queued it.
+        shard: which share of the parent's work it is; None where it is none.
         created_by: who asked.
         delay: seconds before it is due; a claim by id does not wait for that.
     """
@@ -93,7 +95,7 @@ def insert(
         "args": json.dumps(args),
         "dedupe_key": dedupe_key,
     }
-    values |= {"parent": parent, "created_by": created_by, "delay": delay}
+    values |= {"parent": parent, "shard": shard, "created_by": created_by, "delay": delay}
     for _ in range(3):
         job_id = _run(connection, _INSERT, **values).scalar()
         if job_id is None:  # the open one may end between these two statements
@@ -324,6 +326,36 @@ def retry_later(connection: Connection, job_id: int, fence: int, message: str, f
     return _end(connection, job_id, fence, "retry_wait", "lost", message=message, delay=delay)
 
 
+WAIT_SECONDS = 60.0
+"""How long a job waits for its shards before it looks by itself; the end of the last one wakes it."""
+
+
+def wait_for_shards(connection: Connection, job_id: int, fence: int) -> bool:
+    """running → retry_wait until the job's shards have ended; does not count against max_attempts.
+
+    The job's row is locked before its shards are looked at, and a shard's end locks it, too: neither misses the other.
+    """
+    if not lock(connection, job_id, fence):
+        return False
+    is_open = any(shard["state"] in OPEN_STATES for shard in shards(connection, job_id))
+    return _end(connection, job_id, fence, "retry_wait", "waiting", delay=WAIT_SECONDS if is_open else 0.0, allowance=1)
+
+
+# A retried job shares its work out anew: shards of before the retry are none of its.
+_SHARDS = """
+SELECT DISTINCT ON (s.shard) s.job_id, s.shard, s.state, s.args, s.exit_code, s.error_message
+FROM ops.job s WHERE s.parent_job_id = :job AND s.shard IS NOT NULL AND s.created_at > coalesce((
+    SELECT max(e.at) FROM ops.job_event e
+    WHERE e.job_id = :job AND e.to_state = 'queued' AND e.from_state IN ('failed', 'cancelled', 'dead')), '-infinity')
+ORDER BY s.shard, s.job_id DESC
+"""
+
+
+def shards(connection: Connection, job_id: int) -> list[dict[str, Any]]:
+    """The jobs that share a job's work, the newest of each share, by share."""
+    return [dict(row) for row in _run(connection, _SHARDS, job=job_id).mappings()]
+
+
 # A crashed job is cancelled if that was asked for, parked if it crashes again and again, else queued.
 _CRASH = """
 WITH gone AS MATERIALIZED (
@@ -396,12 +428,14 @@ UPDATE ops.job SET
     exit_code = CASE WHEN state = 'running' THEN exit_code ELSE 3 END,
     error_class = CASE WHEN state = 'running' THEN error_class ELSE 'Cancelled' END,
     error_message = CASE WHEN state = 'running' THEN error_message ELSE 'The job was cancelled.' END
-WHERE job_id = :job AND state IN ('queued', 'retry_wait', 'running') RETURNING state
+WHERE {which} AND state IN ('queued', 'retry_wait', 'running') RETURNING state
 """
+_CANCEL_ONE = _CANCEL.format(which="job_id = :job")
+_CANCEL_SHARDS = _CANCEL.format(which="parent_job_id = :job AND shard IS NOT NULL")
 
 
 def cancel(connection: Connection, job_id: int) -> str:
-    """Ask for a cancel: a waiting job is cancelled at once, a running one when its worker sees it.
+    """Ask for a cancel, of its shards too: a waiting job is cancelled at once, a running one when its worker sees it.
 
     Returns:
         The job's state: cancelled, running (it will be), or the state it had ended in before.
@@ -409,10 +443,16 @@ def cancel(connection: Connection, job_id: int) -> str:
     Raises:
         UnknownName: there is no such job.
     """
-    state = _run(connection, _CANCEL, job=job_id).scalar()
+    cancel_shards(connection, job_id)
+    state = _run(connection, _CANCEL_ONE, job=job_id).scalar()
     if state is None:
         state = find(connection, job_id)["state"]
     return str(state)
+
+
+def cancel_shards(connection: Connection, job_id: int) -> None:
+    """Ask for a cancel of the jobs that share a job's work."""
+    _run(connection, _CANCEL_SHARDS, job=job_id)
 
 
 _RETRY = """
@@ -444,10 +484,21 @@ def retry(connection: Connection, job_id: int) -> str:
     return str(queue)
 
 
-_FIND = """
+# While a job waits for its shards, what they have done is what it has done; of a share done twice the newest counts.
+DONE = """
+CASE WHEN j.state = 'retry_wait' THEN coalesce((
+    SELECT sum(n.done)::int8 FROM (
+        SELECT DISTINCT ON (s.shard) q.done FROM ops.job s JOIN ops.job_progress q USING (job_id)
+        WHERE s.parent_job_id = j.job_id AND s.shard IS NOT NULL ORDER BY s.shard, s.job_id DESC) n), p.done)
+ELSE p.done END"""
+OPEN_SHARDS = """
+(SELECT count(*) FROM ops.job s WHERE s.parent_job_id = j.job_id AND s.shard IS NOT NULL
+ AND s.state IN ('queued', 'running', 'retry_wait'))"""
+
+_FIND = f"""
 SELECT j.job_id, j.kind, j.queue, j.name, j.state, j.result, j.exit_code, j.error_class, j.error_message, j.finished_at,
-       j.attempt, j.fence, j.worker_id, j.cancel_requested_at, p.done, p.total, p.unit, p.note,
-       extract(epoch FROM clock_timestamp() - j.heartbeat_at)::float8 AS silent_seconds
+       j.attempt, j.fence, j.worker_id, j.cancel_requested_at, {DONE} AS done, p.total, p.unit, p.note,
+       extract(epoch FROM clock_timestamp() - j.heartbeat_at)::float8 AS silent_seconds, {OPEN_SHARDS} AS open_shards
 FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) WHERE j.job_id = :job
 """
 
@@ -461,19 +512,19 @@ def find(connection: Connection, job_id: int) -> dict[str, Any]:
     return dict(row)
 
 
-_LISTING = """
-SELECT j.job_id, j.kind, j.name, j.queue, j.state, j.attempt, p.done, p.total, p.unit, j.created_at, j.started_at,
-       j.finished_at, j.error_message, (
+_LISTING = f"""
+SELECT j.job_id, j.kind, j.name, j.queue, j.state, j.attempt, {DONE} AS done, p.total, p.unit, j.created_at,
+       j.started_at, j.finished_at, j.error_message, (
            SELECT extract(epoch FROM sum(coalesce(a.finished_at, clock_timestamp()) - a.started_at))::float8
            FROM ops.job_attempt a WHERE a.job_id = j.job_id
        ) AS worked_seconds
 FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id)
-WHERE CAST(:state AS text) IS NULL OR j.state = :state ORDER BY j.job_id DESC LIMIT :limit
+WHERE j.shard IS NULL AND (CAST(:state AS text) IS NULL OR j.state = :state) ORDER BY j.job_id DESC LIMIT :limit
 """
 
 
 def listing(connection: Connection, state: str | None, limit: int) -> list[dict[str, Any]]:
-    """Jobs, newest first; all of them or those in one state."""
+    """Jobs, newest first; all of them or those in one state. Shards are left out: they are part of another job."""
     return [dict(row) for row in _run(connection, _LISTING, state=state, limit=limit).mappings()]
 
 

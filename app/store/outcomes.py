@@ -9,7 +9,10 @@ from typing import Any
 
 from app.tasks.spec import DOMAINS, TaskSpec
 
-PERSONS = "(SELECT DISTINCT person_id FROM label.cohort_member WHERE cohort_id = %(cohort_id)s)"
+PERSONS = (
+    "(SELECT DISTINCT person_id FROM label.cohort_member WHERE cohort_id = %(cohort_id)s "
+    "AND person_id BETWEEN %(from_person)s AND %(to_person)s)"
+)
 
 CODED = "floor(extract(epoch FROM {time}))::int8 * 2 + {date_only}::int"
 
@@ -113,6 +116,7 @@ LEFT JOIN LATERAL (
 ) s ON true
 CROSS JOIN LATERAL (SELECT coalesce(s.stay_end, v.visit_to) AS starts) c
 WHERE m.cohort_id = %(cohort_id)s AND c.starts IS NOT NULL
+  AND m.person_id BETWEEN %(from_person)s AND %(to_person)s
 """
 """(member, discharge, whether death came by then) of members whose index a visit holds.
 

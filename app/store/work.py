@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,6 +48,10 @@ class Work(Protocol):
         """Say at which step a resumed training goes on (0 where it starts afresh)."""
         ...
 
+    def ring(self, queue: str, job_ids: Sequence[int]) -> None:
+        """Ring for workers of a queue; jobs are found without it, some seconds later."""
+        ...
+
     def log(self, message: str) -> None:
         """One line for `lachesis logs`; never a person id, a path of a patient or a source value."""
         ...
@@ -85,6 +89,9 @@ class InlineWork:
 
     def started_at_step(self, step: int) -> None:
         """Nobody asks."""
+
+    def ring(self, queue: str, job_ids: Sequence[int]) -> None:
+        """Nobody waits for it."""
 
     def log(self, message: str) -> None:
         print(message, file=sys.stderr)

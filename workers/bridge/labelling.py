@@ -110,12 +110,26 @@ def read_concept_tasks(connection: Connection, task_set_id: int, tasks: LabelTas
     )
 
 
-def read_statement_events(connection: Connection, cohort_id: int, tasks: LabelTasks) -> StatementEvents:
-    """Rows of the tasks that concepts alone do not describe, among the persons of a cohort."""
+EVERYBODY = (-NEVER, NEVER)
+"""Bounds of person ids that hold all of them."""
+
+
+def read_persons(connection: Connection, cohort_id: int) -> NDArray[np.int64]:
+    """Persons of a cohort, ascending."""
+    statement = "SELECT DISTINCT person_id FROM label.cohort_member WHERE cohort_id = %s ORDER BY 1"
+    rows = binary_cursor(connection).execute(statement, (cohort_id,)).fetchall()
+    return np.array([row[0] for row in rows], np.int64)
+
+
+def read_statement_events(
+    connection: Connection, cohort_id: int, tasks: LabelTasks, persons: tuple[int, int] = EVERYBODY
+) -> StatementEvents:
+    """Rows of the tasks that concepts alone do not describe, among the persons of a cohort (from one to another)."""
+    who = {"cohort_id": cohort_id, "from_person": persons[0], "to_person": persons[1]}
     found = [np.zeros((0, 3), np.int64)]
     for position, definition in tasks.by_statement.items():
         statement, values = outcomes.statement(definition)
-        rows = binary_cursor(connection).execute(statement, values | {"cohort_id": cohort_id}).fetchall()
+        rows = binary_cursor(connection).execute(statement, values | who).fetchall()
         pairs = np.array(rows, np.int64).reshape(-1, 2)
         found.append(np.column_stack([pairs, np.full(len(pairs), -1 - position)]))
     all_rows = np.concatenate(found)
@@ -133,11 +147,15 @@ SELECT m.cohort_member_id, m.person_id, coalesce(i.image_key, ''), m.index_date_
 FROM label.cohort_member m
 LEFT JOIN omop.image_occurrence i USING (image_occurrence_id)
 LEFT JOIN LATERAL ({outcomes.VISIT_OF_INDEX}) v ON true
-WHERE m.cohort_id = %(cohort_id)s ORDER BY m.person_id, m.index_time, 3, m.cohort_member_id
+WHERE m.cohort_id = %(cohort_id)s AND m.person_id BETWEEN %(from_person)s AND %(to_person)s
+ORDER BY m.person_id, m.index_time, 3, m.cohort_member_id
 """
 
 _OBSERVED_FROM = f"""
-WITH member AS (SELECT * FROM label.cohort_member WHERE cohort_id = %(cohort_id)s), period AS ({PERIODS})
+WITH member AS (
+    SELECT * FROM label.cohort_member
+    WHERE cohort_id = %(cohort_id)s AND person_id BETWEEN %(from_person)s AND %(to_person)s
+), period AS ({PERIODS})
 SELECT m.cohort_member_id, floor(extract(epoch FROM CASE WHEN c.follow_up = 'observation_period' THEN p.period_start
            ELSE (SELECT min(e.time) FROM omop.event e WHERE e.person_id = m.person_id) END))::int8
 FROM member m JOIN label.cohort c USING (cohort_id)
@@ -145,9 +163,12 @@ LEFT JOIN period p ON p.person_id = m.person_id AND m.index_time BETWEEN p.perio
 """
 
 
-def read_label_members(connection: Connection, cohort_id: int, tasks: LabelTasks) -> LabelMembers:
-    """Members of a cohort with their follow-up, visit, clocks and start of record."""
-    values = {"cohort_id": cohort_id, "splits": list(SPLITS)}
+def read_label_members(
+    connection: Connection, cohort_id: int, tasks: LabelTasks, persons: tuple[int, int] = EVERYBODY
+) -> LabelMembers:
+    """Members of a cohort (of persons from one to another) with their follow-up, visit, clocks and start of record."""
+    values: dict[str, Any] = {"cohort_id": cohort_id, "from_person": persons[0], "to_person": persons[1]}
+    values["splits"] = list(SPLITS)
     rows = binary_cursor(connection).execute(_LABEL_MEMBERS, values).fetchall()
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 12
     member, index = np.array(columns[0], np.int64), np.array(columns[4], np.int64)
@@ -265,6 +286,22 @@ def tte_heads(label_set_id: int, member: NDArray[np.int64]) -> NDArray[np.uint8]
     heads = np.empty(len(member), np.dtype(layout))
     heads["fields"], heads["l0"], heads["label_set_id"], heads["l1"], heads["member"] = 12, 4, label_set_id, 8, member
     return heads.view(np.uint8).reshape(len(member), -1)
+
+
+def shard_heads(job_id: int, shard: int, member: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(N, 68): what comes before the arrays in rows of label.shard_tte, the digest left empty."""
+    layout = [("fields", ">i2"), ("l0", ">i4"), ("job_id", ">i8"), ("l1", ">i4"), ("shard", ">i2")]
+    layout += [("l2", ">i4"), ("member", ">i8"), ("l3", ">i4"), ("digest", "V32")]
+    heads = np.zeros(len(member), np.dtype(layout))
+    heads["fields"], heads["l0"], heads["l1"], heads["l2"], heads["l3"] = 14, 8, 2, 8, 32
+    heads["job_id"], heads["shard"], heads["member"] = job_id, shard, member
+    return heads.view(np.uint8).reshape(len(member), -1)
+
+
+def put_digests(rows: TteRows, digests: Sequence[bytes]) -> None:
+    """Write each row's digest to the end of its head."""
+    places = rows.begins[:-1, None] + np.arange(rows.head - 32, rows.head)
+    rows.data[places] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
 def who(members: LabelMembers, part: slice) -> list[bytes]:

@@ -17,6 +17,7 @@ STAGES: dict[str, str] = {
     "cohort": "app.store.cohorts:build",
     "tasks": "app.store.tasks:build",
     "label": "workers.stages.label",
+    "label_shard": "workers.stages.label_shards:label_shard",
     "pretrain": "workers.stages.pretrain",
     "embed": "workers.stages.embed",
     "evaluate": "workers.stages.evaluate",

@@ -23,6 +23,7 @@ from app.store.work import Work
 from ml.labelling import EVENT, ConceptTasks, Labeller, MemberRows, TaskRules, merge_events
 from workers.bridge import Timelines, read_timelines
 from workers.bridge import labelling as bridge
+from workers.stages import label_shards
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -51,22 +52,36 @@ class Inputs:
     """Ascending, each once."""
     num_events: NDArray[np.int64]
     """Events of each of `persons`."""
+    timelines: list[tuple[int, bytes]]
+    """(person, digest of its timeline) of those that have any."""
     data_digest: bytes
 
 
 def label(work: Work) -> dict[str, Any]:
-    """Label `args["cohort"]` for `args["tasks"]` under `args["name"]`; the same inputs again change nothing."""
+    """Label `args["cohort"]` for `args["tasks"]` under `args["name"]`; the same inputs again change nothing.
+
+    Raises:
+        Waiting: the work is shared out among several jobs (workers/stages/label_shards.py).
+    """
     name = names.check_name("label set", work.args.get("name"))
+    found = label_shards.shared(work)
+    cohort, tasks = (found.cohort, found.tasks) if found else (str(work.args.get(key)) for key in ("cohort", "tasks"))
     with work.connect() as reading:
         reading = reading.execution_options(isolation_level="REPEATABLE READ")
-        inputs = read_inputs(reading, str(work.args.get("cohort")), str(work.args.get("tasks")))
+        inputs = read_inputs(reading, cohort, tasks)
         check_vocabulary(work, reading, inputs.cohort.id)
+        if found is not None:
+            label_shards.check_shards(work, reading, inputs, found)
+        elif unchanged(reading, name, inputs) is None:
+            shards = label_shards.wanted(work, inputs)
+            if shards > 1:
+                label_shards.share_out(work, inputs, shards)
         with work.transaction() as writing:
             names.lock(writing, "label set", name)
             same = unchanged(writing, name, inputs)
             if same is not None:
                 stale.keep_digests(reading, writing, same["label_set_id"], inputs.cohort.id)
-            result = same or write(work, reading, writing, name, inputs)
+            result = same or write(work, reading, writing, name, inputs, is_shared=found is not None)
         reading.rollback()
     if not result["events"]:
         work.log("No member has an outcome of these tasks; `lachesis show label` counts members by status.")
@@ -98,16 +113,17 @@ def check_vocabulary(work: Work, connection: Connection, cohort_id: int) -> None
             )
 
 
-def read_inputs(connection: Connection, cohort_name: str, task_set_name: str) -> Inputs:
-    """Everything but timelines, in one snapshot. Raises UnknownName."""
+def read_inputs(connection: Connection, cohort_name: str, task_set_name: str, ranks: slice = slice(None)) -> Inputs:
+    """Everything but timelines, in one snapshot; of the persons of some ranks alone. Raises UnknownName."""
     cohort = names.find(connection, "cohort", cohort_name)
     task_set = names.find(connection, "task set", task_set_name)
     tasks = bridge.read_label_tasks(connection, task_set.id)
-    members = bridge.read_label_members(connection, cohort.id, tasks)
-    persons = np.unique(members.person)
+    persons = bridge.read_persons(connection, cohort.id)[ranks]
+    bounds = (int(persons[0]), int(persons[-1])) if len(persons) else (0, -1)
+    members = bridge.read_label_members(connection, cohort.id, tasks, bounds)
     num_events, digests = bridge.read_timeline_digests(connection, persons)
     concept_tasks = bridge.read_concept_tasks(connection, task_set.id, tasks)
-    events = bridge.read_statement_events(connection, cohort.id, tasks)
+    events = bridge.read_statement_events(connection, cohort.id, tasks, bounds)
     return Inputs(
         cohort=cohort,
         task_set=task_set,
@@ -117,6 +133,7 @@ def read_inputs(connection: Connection, cohort_name: str, task_set_name: str) ->
         members=members,
         persons=persons,
         num_events=num_events,
+        timelines=digests,
         data_digest=data_digest(task_set.digest, concept_tasks, events, members, digests),
     )
 
@@ -177,13 +194,11 @@ TTE_COLUMNS = (
 
 COUNT_COLUMNS = "label_set_id, split, status, n, persons, person_days"
 
-PENDING = "1GB"
-"""The GIN index of a large label set is merged by the next vacuum, not inside the transaction that holds the name."""
 
-
-def write(work: Work, reading: Connection, writing: Connection, name: str, inputs: Inputs) -> dict[str, Any]:
-    """Label all members and store them as the next version of the name."""
-    from psycopg.copy import QueuedLibpqWriter
+def write(
+    work: Work, reading: Connection, writing: Connection, name: str, inputs: Inputs, *, is_shared: bool
+) -> dict[str, Any]:
+    """Store labels of all members, made here or by the job's shards, as the next version of the name."""
     from sqlalchemy import text
 
     row = {
@@ -197,20 +212,11 @@ def write(work: Work, reading: Connection, writing: Connection, name: str, input
     }
     label_set_id = int(writing.execute(text(INSERT), row).scalar_one())
     stale.keep_digests(reading, writing, label_set_id, inputs.cohort.id)
-    labeller, digests = Labeller(inputs.rules, inputs.concept_tasks), list[bytes]()
-    writing.execute(text(f"SET LOCAL gin_pending_list_limit = '{PENDING}'"))
-    cursor = raw(writing).cursor()
-    writer = QueuedLibpqWriter(cursor)  # Postgres takes rows in while the next ones are made
-    with cursor.copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)", writer=writer) as copy:
-        copy.write(HEADER)
-        for part, rows, found in labelled(reading, inputs, labeller, partial(bridge.tte_heads, label_set_id)):
-            copy.write(rows.data.data)
-            digests += found
-            work.progress(part.stop, len(inputs.members.member), "scans", "label")
-        copy.write(TRAILER)
+    make = label_shards.move if is_shared else partial(write_all, reading=reading)
+    counts, digests = make(work, writing=writing, label_set_id=label_set_id, inputs=inputs)
     with raw(writing).cursor().copy(f"COPY label.status_count ({COUNT_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
-        copy.write(HEADER + bridge.status_count_rows(label_set_id, labeller.counts) + TRAILER)
-    num_events = int(labeller.counts[:, EVENT, 0].sum())
+        copy.write(HEADER + bridge.status_count_rows(label_set_id, counts) + TRAILER)
+    num_events = int(counts[:, EVENT, 0].sum())
     digest = hashlib.sha256(inputs.task_set.digest + b"".join(sorted(digests))).digest()
     writing.execute(
         text("UPDATE label.label_set SET digest = :digest, num_events = :events WHERE label_set_id = :id"),
@@ -224,6 +230,25 @@ def write(work: Work, reading: Connection, writing: Connection, name: str, input
         "members": row["members"],
         "events": num_events,
     }
+
+
+def write_all(
+    work: Work, *, reading: Connection, writing: Connection, label_set_id: int, inputs: Inputs
+) -> tuple[NDArray[np.int64], list[bytes]]:
+    """Label all members into label.tte; counts and digests of all."""
+    from psycopg.copy import QueuedLibpqWriter
+
+    labeller, digests = Labeller(inputs.rules, inputs.concept_tasks), list[bytes]()
+    cursor = raw(writing).cursor()
+    writer = QueuedLibpqWriter(cursor)  # Postgres takes rows in while the next ones are made
+    with cursor.copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)", writer=writer) as copy:
+        copy.write(HEADER)
+        for part, rows, found in labelled(reading, inputs, labeller, partial(bridge.tte_heads, label_set_id)):
+            copy.write(rows.data.data)
+            digests += found
+            work.progress(part.stop, len(inputs.members.member), "scans", "label")
+        copy.write(TRAILER)
+    return labeller.counts, digests
 
 
 def chunks(inputs: Inputs) -> Iterator[slice]:
