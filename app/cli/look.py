@@ -114,14 +114,25 @@ MOST_SHOWN = 200
 """Rows of a long table, where nobody says how many."""
 
 
+def csv_rows(word: str, rows: list[dict[str, Any]], parts: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What `show --csv` prints: a person's timeline, a task set's tasks (all concepts weighed, where it chose)."""
+    if word == "person":
+        return parts["timeline"]
+    if word == "task":
+        return parts["weighed"] or parts["tasks"]
+    return rows
+
+
 def show(
     kind: Annotated[str, typer.Argument(help="load, reject, person, cohort, task, label, checkpoint, metric or job.")],
     name: Annotated[str, typer.Argument(help="Its name or id.")],
     limit: Annotated[
         int | None,
-        typer.Option(help="Rejects or events at the most; 200, but all of them with --csv or --json.", min=1),
+        typer.Option(help="Rejects, events or tasks at the most; 200, but all of them with --csv or --json.", min=1),
     ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV on stdout; of a person, the timeline.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Rows as CSV on stdout; of a person the timeline, of a task set its tasks.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show one thing and what belongs to it: a delivery's files and rules, a person's timeline, a job's attempts.
@@ -130,6 +141,7 @@ def show(
       lachesis show load 12
       lachesis show rejects 12 --csv > rejects.csv
       lachesis show person 1017 --limit 50
+      lachesis show task pretraining --csv > tasks.csv
     """
     from app.cli.loads import explained
     from app.store import listing
@@ -149,7 +161,7 @@ def show(
     if as_json:
         typer.echo(jsonlib.dumps({"rows": rows, **parts}, default=str))
     elif as_csv:
-        print_csv(parts["timeline"] if word == "person" else rows)
+        print_csv(csv_rows(word, rows, parts))
     else:
         if word == "load" and len(rows) > 1:
             from app.cli.loads import SHARED, shortened

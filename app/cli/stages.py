@@ -112,20 +112,24 @@ def label(
             "--allow-unknown-concepts", help="Label although the vocabulary lacks over 0.1 % of a source's events."
         ),
     ] = False,
+    shards: Annotated[
+        int | None, typer.Option(help="Jobs that share the work; default one per 20 M events.", min=1, max=64)
+    ] = None,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Materialise time-to-event labels of a cohort for a task set.
+    """Materialise time-to-event labels of a cohort for a task set; any number of workers share a large one.
 
     Examples:
       lachesis label chest --cohort chest --tasks pretraining
       lachesis label outcomes --cohort chest --tasks outcomes --detach
     """
+    args = {"name": name, "cohort": cohort, "tasks": tasks, "allow_unknown_concepts": allow_unknown_concepts}
     queue(
         "label",
-        {"name": name, "cohort": cohort, "tasks": tasks, "allow_unknown_concepts": allow_unknown_concepts},
+        args | {"shards": shards},
         name,
         detach=detach,
         inline=inline,

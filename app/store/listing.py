@@ -243,7 +243,15 @@ FROM label.task_set s WHERE {_of("s")}
 SELECT t.position, t.name, t.title, t.concept_id, t.prior, t.death, t.follow_up, t.horizons_days,
        t.prevalence, t.entropy, t.num_train_events
 FROM label.task_set s JOIN label.task t USING (task_set_id)
-WHERE {_of("s")} ORDER BY t.position LIMIT 200
+WHERE {_of("s")} ORDER BY t.position LIMIT :limit
+""",
+        ),
+        (
+            "weighed",
+            f"""
+SELECT c.rank, c.name, c.concept_id, c.code, c.prevalence, c.base_prevalence, c.num_train_events, c.event_rate,
+       c.entropy, c.verdict
+FROM label.task_set s JOIN label.task_choice c USING (task_set_id) WHERE {_of("s")} ORDER BY c.rank LIMIT :limit
 """,
         ),
     ),
@@ -316,7 +324,7 @@ JOB = Kind(
     listing="""
 SELECT j.job_id, j.kind, j.name, j.state, j.attempt, p.done, p.total, p.unit, j.created_at, j.finished_at,
        j.error_message
-FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) ORDER BY j.job_id DESC LIMIT :limit
+FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) WHERE j.shard IS NULL ORDER BY j.job_id DESC LIMIT :limit
 """,
     one="SELECT * FROM ops.job WHERE job_id::text = :name",
     parts=(
@@ -325,6 +333,16 @@ FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) ORDER BY j.job_id DES
             """
 SELECT fence, host, pid, started_at, finished_at, outcome, exit_code, signal, start_step, error_message
 FROM ops.job_attempt WHERE job_id::text = :name ORDER BY fence
+""",
+        ),
+        (
+            "shards",
+            """
+SELECT j.shard, j.job_id, j.state, p.done, p.total, p.unit, j.attempt, a.host, j.started_at, j.finished_at,
+       j.error_message
+FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id)
+LEFT JOIN ops.job_attempt a ON a.job_id = j.job_id AND a.fence = j.fence
+WHERE j.parent_job_id::text = :name AND j.shard IS NOT NULL ORDER BY j.shard, j.job_id
 """,
         ),
         (

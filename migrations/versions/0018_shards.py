@@ -1,4 +1,4 @@
-"""Label sets that several jobs make together; no index of arrays that nobody asks.
+"""Label sets that several jobs make together; no index of arrays that nobody asks; tasks weighed, by name.
 
 Revision 0018, after 0017.
 """
@@ -57,6 +57,34 @@ OUTCOMES = (
     "succeeded, failed, cancelled, preempted, waiting, crashed or lost",
 )
 
+TASK_CHOICE = """
+SELECT s.task_set_id, s.name AS task_set, s.version, c.rank, coalesce(k.concept_name, t.title) AS name, c.concept_id,
+       k.vocabulary_id || '/' || k.concept_code AS code, c.persons / p.train::float8 AS prevalence,
+       c.base_persons / p.train::float8 AS base_prevalence, c.num_train_events,
+       c.num_train_events / p.train::float8 AS event_rate, c.entropy, c.verdict, t.position
+FROM label.task_set s
+JOIN label.task_candidate c USING (task_set_id)
+CROSS JOIN LATERAL (SELECT nullif((s.definition ->> 'train_persons')::int, 0) AS train) p
+LEFT JOIN omop.concept k ON k.concept_id = c.concept_id
+LEFT JOIN label.task t ON t.task_set_id = s.task_set_id AND t.concept_id = c.concept_id
+"""
+TASK_CHOICE_COMMENTS = {
+    "task_set_id": "Set",
+    "task_set": "Set, by its name",
+    "version": "Its version",
+    "rank": "Order by score, most informative first, ties by concept_id",
+    "name": "Name of the concept, where the vocabulary has it",
+    "concept_id": "Concept",
+    "code": "VOCABULARY/CODE of the concept",
+    "prevalence": "Share of the train persons who ever have it or a descendant",
+    "base_prevalence": "The same of its rarest parent; 1 where it has none",
+    "num_train_events": "Train persons who have it between an index and the end of follow-up",
+    "event_rate": "Their share of the train persons",
+    "entropy": "Score: base · (q ln q + (1-q) ln(1-q)), q = prevalence / base_prevalence",
+    "verdict": "chosen; or why not: too_few_events, beyond_size or banned",
+    "position": "Position of the task in the set, where chosen",
+}
+
 
 def role(name: str) -> str:
     """A role of ours under the prefix in use."""
@@ -107,6 +135,17 @@ def create_tables() -> None:
     op.execute(f"GRANT {WRITES} ON label.shard, label.shard_tte TO {role('worker')}")
 
 
+def create_view() -> None:
+    """Concepts weighed as tasks, with their names and shares."""
+    op.execute(f"CREATE VIEW label.task_choice AS {TASK_CHOICE}")
+    op.execute(
+        "COMMENT ON VIEW label.task_choice IS 'Concepts weighed as pretraining tasks, by name, with the verdict'"
+    )
+    for column, meaning in TASK_CHOICE_COMMENTS.items():
+        op.execute(f"COMMENT ON COLUMN label.task_choice.{column} IS '{meaning}'")
+    op.execute(f"GRANT SELECT ON label.task_choice TO {role('api')}, {role('reader')}, {role('worker')}")
+
+
 def upgrade() -> None:
     op.drop_index("ix_tte_event_tasks", "tte", schema="label")
     op.add_column(
@@ -127,6 +166,7 @@ def upgrade() -> None:
         op.execute(f"COMMENT ON COLUMN ops.job.{column} IS '{now}'")
     op.execute(f"COMMENT ON COLUMN ops.job_attempt.outcome IS '{OUTCOMES[1]}'")
     create_tables()
+    create_view()
     op.execute(END_OF_JOB)
     op.execute(
         "COMMENT ON FUNCTION ops.note_end_of_shards IS "
@@ -139,6 +179,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP TRIGGER note_end_of_shards ON ops.job")
     op.execute("DROP FUNCTION ops.note_end_of_shards")
+    op.execute("DROP VIEW label.task_choice")
     op.drop_table("shard_tte", schema="label")
     op.drop_table("shard", schema="label")
     for column, (before, _) in COMMENTS.items():

@@ -169,7 +169,7 @@ def test_a_shard_that_fails_fails_the_job_and_stops_the_others(
     job_id = queue_label(engine, "l", 4)
     step(engine, settings, job_id)
     with engine.begin() as connection:
-        connection.execute(text('UPDATE ops.job SET args = args || \'{"cohort": "gone@1"}\' WHERE shard = 0'))
+        connection.execute(text('UPDATE ops.job SET args = args || \'{"cohort": "gone@1"}\' WHERE shard = 1'))
     finish(engine, settings)
     job = state(engine, job_id)
     assert job["state"] == "failed" and "Shard 1 of the labels" in job["error_message"]

@@ -66,7 +66,7 @@ def wanted(work: Work, inputs: Inputs) -> int:
     if work.job_id is None or not len(inputs.persons):
         return 1
     asked, events = work.args.get("shards"), int(inputs.num_events.sum())
-    count = int(asked) if asked else events // SHARD_EVENTS
+    count = int(asked) if asked else events // SHARD_EVENTS if events >= 2 * SHARD_EVENTS else 1
     return max(1, min(count, MOST_SHARDS, len(inputs.persons)))
 
 

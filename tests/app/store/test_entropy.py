@@ -197,3 +197,32 @@ def test_a_code_that_is_not_standard_means_what_it_maps_to(engine: Engine, work:
     tasks.build(work(name="t", cohort="c", specs=[{"name": "a", "vocabulary_codes": ["ICD10CM/c2"]}]))
     (row,) = rows(engine, "SELECT definition -> 'resolved' -> 'concepts' AS concepts FROM label.task")
     assert row.concepts == [1, 2]
+
+
+def test_what_was_weighed_reads_by_name_with_the_verdict(engine: Engine, work: Make) -> None:
+    from app.store import listing
+
+    fill(engine)
+    cohorts.build(work(name="c"))
+    tasks.build(work(name="t", cohort="c", size=2))
+    with engine.connect() as connection:
+        (_, _), (title, statement) = listing.TASK.parts
+        weighed = listing.details(connection, statement, "t@1", None)
+    stored = rows(engine, "SELECT * FROM label.task_candidate ORDER BY rank")
+    assert title == "weighed" and [w["concept_id"] for w in weighed] == [c.concept_id for c in stored]
+    assert [w["verdict"] for w in weighed][:2] == ["chosen", "chosen"] and weighed[0]["code"].startswith("SNOMED/c")
+    train = rows(engine, "SELECT definition ->> 'train_persons' AS n FROM label.task_set")[0].n
+    for shown, candidate in zip(weighed, stored, strict=True):
+        assert shown["prevalence"] == pytest.approx(candidate.persons / int(train))
+        assert shown["event_rate"] == pytest.approx(candidate.num_train_events / int(train))
+
+
+def test_flat_codes_without_a_vocabulary_have_everybody_as_their_base(engine: Engine, work: Make) -> None:
+    fill(engine)
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE omop.concept_ancestor; DELETE FROM omop.concept"))
+    cohorts.build(work(name="c"))
+    tasks.build(work(name="t", cohort="c", size=4))
+    weighed = rows(engine, "SELECT concept_id, base_persons FROM label.task_candidate")
+    assert {r.concept_id for r in weighed} == {2, 4, 5, 6} and len({r.base_persons for r in weighed}) == 1
+    assert {r.name for r in rows(engine, "SELECT name FROM label.task")} == {f"concept/{c}" for c in (2, 4, 5, 6)}
