@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.store.copy import HEADER, TRAILER
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection
@@ -93,6 +95,9 @@ def _row(person: int, times: bytes, concepts: bytes) -> bytes:
     )
 
 
+_ROW_HEAD = struct.Struct(">2x4xqi")
+"""Of a binary COPY row: number of fields, the person's length and id, the length of the times."""
+
 READ = "SELECT person_id, times, concepts FROM omop.timeline WHERE person_id = ANY(%s) ORDER BY person_id"
 
 
@@ -106,15 +111,23 @@ def read(
     """
     from app.store.session import raw
 
-    rows = raw(connection).cursor(binary=True).execute(READ, (persons.tolist(),)).fetchall()
+    person, times, concepts = list[int](), list[memoryview](), list[memoryview]()
+    statement = f"COPY ({READ}) TO STDOUT (FORMAT binary)"
+    with raw(connection).cursor().copy(statement, (persons.tolist(),)) as copy:
+        for message in copy:  # a row each, the header before the first, a trailer at the end
+            row = memoryview(message)[0 if person else len(HEADER) :]
+            if len(row) <= len(TRAILER):
+                continue
+            who, size = _ROW_HEAD.unpack_from(row)
+            person.append(who)
+            times.append(row[_ROW_HEAD.size : _ROW_HEAD.size + size])
+            concepts.append(row[_ROW_HEAD.size + size + 4 :])
     counts = np.zeros(len(persons), np.int64)
-    if rows:
-        found = np.searchsorted(persons, np.array([row[0] for row in rows], np.int64))
-        counts[found] = [len(row[2]) // 4 for row in rows]
+    counts[np.searchsorted(persons, person)] = [len(part) // 4 for part in concepts]
     return (
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        np.frombuffer(b"".join(row[1] for row in rows), "<i8").astype(np.int64, copy=False),
-        np.frombuffer(b"".join(row[2] for row in rows), "<i4").astype(np.int32, copy=False),
+        np.frombuffer(b"".join(times), "<i8").astype(np.int64, copy=False),
+        np.frombuffer(b"".join(concepts), "<i4").astype(np.int32, copy=False),
     )
 
 

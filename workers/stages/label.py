@@ -238,17 +238,31 @@ def write_all(
     """Label all members into label.tte; counts and digests of all."""
     from psycopg.copy import QueuedLibpqWriter
 
-    labeller, digests = Labeller(inputs.rules, inputs.concept_tasks), list[bytes]()
+    digests = list[bytes]()
     cursor = raw(writing).cursor()
     writer = QueuedLibpqWriter(cursor)  # Postgres takes rows in while the next ones are made
     with cursor.copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)", writer=writer) as copy:
         copy.write(HEADER)
+        labeller = LaterLabeller(inputs)
         for part, rows, found in labelled(reading, inputs, labeller, partial(bridge.tte_heads, label_set_id)):
             copy.write(rows.data.data)
             digests += found
             work.progress(part.stop, len(inputs.members.member), "scans", "label")
         copy.write(TRAILER)
-    return labeller.counts, digests
+    return labeller.get().counts, digests
+
+
+class LaterLabeller:
+    """A labeller made by a thread of its own while the first timelines are read."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        thread = ThreadPoolExecutor(1)
+        self._coming = thread.submit(Labeller, inputs.rules, inputs.concept_tasks)
+        thread.shutdown(wait=False)
+
+    def get(self) -> Labeller:
+        """The labeller, once it is there."""
+        return self._coming.result()
 
 
 def chunks(inputs: Inputs) -> Iterator[slice]:
@@ -266,20 +280,19 @@ def chunks(inputs: Inputs) -> Iterator[slice]:
 
 
 def read_ahead(reading: Connection, inputs: Inputs) -> Iterator[tuple[slice, Timelines]]:
-    """Stretches of members with their persons' timelines, the next of which is read while one is in use."""
+    """Stretches of members with their persons' timelines, the next two of which are read while one is in use."""
 
     def read(part: slice) -> tuple[slice, Timelines]:
         return part, read_timelines(reading, np.unique(inputs.members.person[part]))
 
     with ThreadPoolExecutor(1) as thread:
-        coming: Future[tuple[slice, Timelines]] | None = None
+        coming: deque[Future[tuple[slice, Timelines]]] = deque()
         for part in chunks(inputs):
-            asked = thread.submit(read, part)
-            if coming is not None:
-                yield coming.result()
-            coming = asked
-        if coming is not None:
-            yield coming.result()
+            coming.append(thread.submit(read, part))
+            if len(coming) > 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 Heads = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -287,7 +300,7 @@ Heads = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 
 def labelled(
-    reading: Connection, inputs: Inputs, labeller: Labeller, heads: Heads
+    reading: Connection, inputs: Inputs, labeller: LaterLabeller, heads: Heads
 ) -> Iterator[tuple[slice, bridge.TteRows, list[bytes]]]:
     """Stretches of members in order, with their rows and digests.
 
@@ -312,7 +325,7 @@ def labelled(
 
 
 def label_part(
-    timelines: Timelines, labeller: Labeller, inputs: Inputs, part: slice, heads: Heads
+    timelines: Timelines, labeller: LaterLabeller, inputs: Inputs, part: slice, heads: Heads
 ) -> tuple[bridge.TteRows, list[bytes]]:
     """Rows of some members, with their digests."""
     lo, hi = np.searchsorted(inputs.events.person, [timelines.person[0], timelines.person[-1] + 1])
@@ -329,6 +342,6 @@ def label_part(
         MemberRows(**{field.name: getattr(all_rows, field.name)[part] for field in fields(MemberRows)}),
         person_row=np.searchsorted(timelines.person, inputs.members.person[part]),
     )
-    labels = labeller.label(times, concepts, ptr, rows)
+    labels = labeller.get().label(times, concepts, ptr, rows)
     encoded = bridge.tte_rows(heads(inputs.members.member[part]), inputs.members, part, labels)
     return encoded, encoded.digests(bridge.who(inputs.members, part))

@@ -21,7 +21,7 @@ from app.store import jobs
 from app.store.copy import HEADER, TRAILER
 from app.store.session import raw
 from app.store.work import Work
-from ml.labelling import STATUSES, Labeller, MemberRows
+from ml.labelling import STATUSES, MemberRows
 from workers.bridge import SPLITS
 from workers.bridge import labelling as bridge
 
@@ -214,9 +214,9 @@ def label_shard(work: Work) -> dict[str, Any]:
 
 def write_shard(work: Work, reading: Connection, writing: Connection, inputs: Inputs) -> NDArray[np.int64]:
     """Label all members of a shard into label.shard_tte; how many they are, as the engine counts."""
-    from workers.stages.label import labelled
+    from workers.stages.label import LaterLabeller, labelled
 
-    labeller, job_id, shard = Labeller(inputs.rules, inputs.concept_tasks), work.args["parent"], work.args["shard"]
+    labeller, job_id, shard = LaterLabeller(inputs), work.args["parent"], work.args["shard"]
 
     def heads(member: NDArray[np.int64]) -> NDArray[np.uint8]:
         return bridge.shard_heads(job_id, shard, member)
@@ -229,7 +229,7 @@ def write_shard(work: Work, reading: Connection, writing: Connection, inputs: In
             copy.write(rows.data.data)
             work.progress(part.stop, len(inputs.members.member), "scans", "label")
         copy.write(TRAILER)
-    return labeller.counts
+    return labeller.get().counts
 
 
 def move(work: Work, writing: Connection, label_set_id: int, inputs: Inputs) -> tuple[NDArray[np.int64], list[bytes]]:
