@@ -26,6 +26,9 @@ def ending(kind: str, result: dict[str, Any]) -> str:
         sentence = plain(result)
     if result.get("unchanged") is True:
         sentence = f"unchanged: {sentence}"
+    if result.get("taken_over_from"):
+        computed, members = result["recomputed"], result["members"]
+        sentence += f"; {computed:,} of {members:,} members recomputed, the others as in {result['taken_over_from']}"
     c = result.get("mean_harrell_c")
     if c:
         sentence += f"; mean Harrell's C {c[0]:.3f} ({c[1]:.3f} to {c[2]:.3f})"

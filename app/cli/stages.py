@@ -104,8 +104,8 @@ def tasks(
 
 def label(
     name: Annotated[str, typer.Argument(help="Name of the label set.")],
-    cohort: Annotated[str, typer.Option(help="Cohort.")],
-    tasks: Annotated[str, typer.Option(help="Task set.")],
+    cohort: Annotated[str | None, typer.Option(help="Cohort; that of the current version by default.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task set; that of the current version by default.")] = None,
     allow_unknown_concepts: Annotated[
         bool,
         typer.Option(
@@ -115,6 +115,9 @@ def label(
     shards: Annotated[
         int | None, typer.Option(help="Jobs that share the work; default one per 20 M events.", min=1, max=64)
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compute every member, also those an earlier version has labels of.")
+    ] = False,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
@@ -122,14 +125,18 @@ def label(
 ) -> None:
     """Materialise time-to-event labels of a cohort for a task set; any number of workers share a large one.
 
+    Without --cohort and --tasks, a name that has labels is made again: with the newest cohort and task set of the names
+    they were made of. Only members whose inputs differ are computed; the result is that of computing all.
+
     Examples:
       lachesis label chest --cohort chest --tasks pretraining
       lachesis label outcomes --cohort chest --tasks outcomes --detach
+      lachesis label outcomes
     """
     args = {"name": name, "cohort": cohort, "tasks": tasks, "allow_unknown_concepts": allow_unknown_concepts}
     queue(
         "label",
-        args | {"shards": shards},
+        args | {"shards": shards, "full": full},
         name,
         detach=detach,
         inline=inline,

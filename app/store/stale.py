@@ -8,7 +8,7 @@ and ends of events are in no timeline: a task that asks for them may change with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,22 +58,49 @@ class ChangedMember:
     image_occurrence_id: int | None
 
 
-def keep_digests(reading: Connection, writing: Connection, label_set_id: int, cohort_id: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the stage knows of one member when its labels are made; each a sha256."""
+
+    timeline: bytes | None
+    inputs: bytes
+    labels: bytes
+
+
+KEEP = """
+INSERT INTO label.member_digest (label_set_id, cohort_member_id, digest)
+SELECT %(label_set)s, * FROM unnest(%(members)s::int8[], %(digests)s::bytea[])
+ON CONFLICT (label_set_id, cohort_member_id) DO UPDATE SET digest = excluded.digest
+"""
+
+
+def keep_digests(
+    reading: Connection,
+    writing: Connection,
+    label_set_id: int,
+    cohort_id: int,
+    made: Mapping[int, Made] | None = None,
+) -> None:
     """Keep what the labels of a set are made of, as the transaction that reads its inputs sees it.
 
-    Also where a set was found to be what it would be now: what differs since it was made does not matter to it.
+    Also where a set was found to be what it would be now (`made` is None): what differs since it was made does not
+    matter to it.
     """
     from sqlalchemy import text
 
     from app.store.session import raw
 
     rows = reading.execute(text(DIGESTS), {"cohort": cohort_id})
-    gone = text("DELETE FROM label.member_digest WHERE label_set_id = :label_set")
-    writing.execute(gone, {"label_set": label_set_id})
-    statement = "COPY label.member_digest (label_set_id, cohort_member_id, digest) FROM STDIN"
-    with raw(writing).cursor().copy(statement) as copy:
+    if made is None:
+        found = [(row.cohort_member_id, bytes(row.digest)) for row in rows]
+        values = {"label_set": label_set_id, "members": [m for m, _ in found], "digests": [d for _, d in found]}
+        raw(writing).execute(KEEP.encode(), values)
+        return
+    columns = "label_set_id, cohort_member_id, digest, timeline_digest, input_digest, label_digest"
+    with raw(writing).cursor().copy(f"COPY label.member_digest ({columns}) FROM STDIN") as copy:
         for row in rows:
-            copy.write_row((label_set_id, row.cohort_member_id, bytes(row.digest)))
+            of = made[row.cohort_member_id]
+            copy.write_row((label_set_id, row.cohort_member_id, bytes(row.digest), of.timeline, of.inputs, of.labels))
 
 
 def changed_members(connection: Connection, label_set_id: int) -> list[ChangedMember] | None:

@@ -137,7 +137,7 @@ SELECT y.cohort_member_id, m.eligible, array_send(y.event_tasks), array_send(y.e
        array_send(y.window_seconds), array_send(y.visit_tasks), coalesce(y.follow_up_seconds, -1),
        coalesce(y.data_cut_seconds, y.follow_up_seconds, -1), coalesce(y.death_seconds, -1)
 FROM label.tte y JOIN label.cohort_member m USING (cohort_member_id)
-WHERE y.label_set_id = %s ORDER BY y.cohort_member_id
+WHERE y.label_set_id = %s {} ORDER BY y.cohort_member_id
 """
 
 _RULES = """
@@ -146,13 +146,17 @@ FROM label.task WHERE task_set_id = %s ORDER BY position
 """
 
 
-def read_labels(connection: Connection, info: LabelSetInfo) -> LabelArrays:
-    """`label.tte` of a label set as arrays, members ascending, ineligible ones too.
+def read_labels(connection: Connection, info: LabelSetInfo, members: NDArray[np.int64] | None = None) -> LabelArrays:
+    """`label.tte` of a label set, or of some `members` of it, as arrays; members ascending, ineligible ones too.
 
     Where no data cut is known, tasks followed to the data cut end with the cohort's follow-up.
     """
     cursor = binary_cursor(connection)
-    rows = cursor.execute(_TTE, (info.label_set_id,)).fetchall()
+    if members is None:
+        rows = cursor.execute(_TTE.format(""), (info.label_set_id,)).fetchall()
+    else:
+        some = _TTE.format("AND y.cohort_member_id = ANY (%s)")
+        rows = cursor.execute(some, (info.label_set_id, members.tolist())).fetchall()
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 12
     rules = cursor.execute(_RULES, (info.task_set_id,)).fetchall()
     start, excludes, competing, to_data_cut = list(zip(*rules, strict=True)) if rules else [()] * 4

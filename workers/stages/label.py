@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -21,9 +21,9 @@ from app.store.session import raw
 from app.store.vocabulary import MAX_UNKNOWN, unknown_of_cohort
 from app.store.work import Work
 from ml.labelling import EVENT, ConceptTasks, Labeller, MemberRows, TaskRules, merge_events
-from workers.bridge import Timelines, read_timelines
+from workers.bridge import Timelines, kept, read_timelines
 from workers.bridge import labelling as bridge
-from workers.stages import label_shards
+from workers.stages import label_kept, label_shards
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -55,6 +55,29 @@ class Inputs:
     timelines: list[tuple[int, bytes]]
     """(person, digest of its timeline) of those that have any."""
     data_digest: bytes
+    tasks: bridge.LabelTasks
+
+    def without(self, members: NDArray[np.int64]) -> Inputs:
+        """The same for all but some members; what labelling them needs is cut down, and nothing else."""
+        keep = ~np.isin(self.members.member, members)
+        chosen = {
+            field.name: getattr(self.members, field.name)[keep]
+            for field in fields(bridge.LabelMembers)
+            if field.name not in ("rows", "image_key")
+        }
+        rows = MemberRows(**{f.name: getattr(self.members.rows, f.name)[keep] for f in fields(MemberRows)})
+        keys = [self.members.image_key[n] for n in np.flatnonzero(keep)]
+        left = bridge.LabelMembers(**chosen, image_key=keys, rows=rows)
+        persons = np.unique(left.person)
+        theirs = np.isin(self.events.person, persons)
+        events = {f.name: getattr(self.events, f.name)[theirs] for f in fields(bridge.StatementEvents)}
+        return replace(
+            self,
+            members=left,
+            persons=persons,
+            num_events=self.num_events[np.searchsorted(self.persons, persons)],
+            events=bridge.StatementEvents(**events),
+        )
 
 
 def label(work: Work) -> dict[str, Any]:
@@ -65,15 +88,18 @@ def label(work: Work) -> dict[str, Any]:
     """
     name = names.check_name("label set", work.args.get("name"))
     found = label_shards.shared(work)
-    cohort, tasks = (found.cohort, found.tasks) if found else (str(work.args.get(key)) for key in ("cohort", "tasks"))
     with work.connect() as reading:
         reading = reading.execution_options(isolation_level="REPEATABLE READ")
+        cohort, tasks = (found.cohort, found.tasks) if found else definition(reading, name, work.args)
         inputs = read_inputs(reading, cohort, tasks)
         check_vocabulary(work, reading, inputs.cohort.id)
+        made = Making.of(reading, inputs)
         if found is not None:
             label_shards.check_shards(work, reading, inputs, found)
+            made.is_shared = True
         elif unchanged(reading, name, inputs) is None:
-            shards = label_shards.wanted(work, inputs)
+            made.taken = None if work.args.get("full") else earlier(reading, name, inputs, made)
+            shards = label_shards.wanted(work, inputs) if made.taken is None else 1
             if shards > 1:
                 label_shards.share_out(work, inputs, shards)
         with work.transaction() as writing:
@@ -81,11 +107,70 @@ def label(work: Work) -> dict[str, Any]:
             same = unchanged(writing, name, inputs)
             if same is not None:
                 stale.keep_digests(reading, writing, same["label_set_id"], inputs.cohort.id)
-            result = same or write(work, reading, writing, name, inputs, is_shared=found is not None)
+            result = same or write(work, reading, writing, name, inputs, made)
         reading.rollback()
     if not result["events"]:
         work.log("No member has an outcome of these tasks; `lachesis show label` counts members by status.")
     return result
+
+
+@dataclass(kw_only=True, slots=True)
+class Making:
+    """How a version is made."""
+
+    rules_digest: bytes
+    of_members: list[bytes]
+    """Digest of each member's inputs, in their order."""
+    taken: label_kept.TakenOver | None = None
+    """Members whose labels an earlier version has."""
+    is_shared: bool = False
+    """Whether the job's shards have made the labels."""
+
+    @classmethod
+    def of(cls, connection: Connection, inputs: Inputs) -> Making:
+        definitions = kept.read_definitions(connection, inputs.task_set.id)
+        return cls(
+            rules_digest=kept.rules_digest(RULES_VERSION, inputs.rules, inputs.concept_tasks, definitions),
+            of_members=kept.input_digests(inputs.members, inputs.events, inputs.timelines),
+        )
+
+
+def earlier(connection: Connection, name: str, inputs: Inputs, made: Making) -> label_kept.TakenOver | None:
+    """What an earlier version of the name has of these members."""
+    return label_kept.find(
+        connection,
+        name,
+        rules_digest=made.rules_digest,
+        member=inputs.members.member,
+        person=inputs.members.person,
+        inputs=made.of_members,
+        num_tasks=len(inputs.rules.start_seconds),
+    )
+
+
+def definition(connection: Connection, name: str, args: Mapping[str, Any]) -> tuple[str, str]:
+    """The cohort and task set to label by; those that are not given are the newest of the current version's names.
+
+    Raises:
+        InputError: not both are given, and the name has no labels yet.
+    """
+    from sqlalchemy import text
+
+    cohort, tasks = args.get("cohort"), args.get("tasks")
+    if cohort and tasks:
+        return str(cohort), str(tasks)
+    row = connection.execute(
+        text(
+            "SELECT c.name, t.name FROM label.label_set s JOIN label.cohort c USING (cohort_id) "
+            "JOIN label.task_set t USING (task_set_id) WHERE s.name = :name AND s.is_current"
+        ),
+        {"name": name},
+    ).first()
+    if row is None:
+        raise InputError(
+            f"Expected --cohort and --tasks for labels that are new, and there are none named {name!r}; give both."
+        )
+    return str(cohort or row[0]), str(tasks or row[1])
 
 
 def check_vocabulary(work: Work, connection: Connection, cohort_id: int) -> None:
@@ -135,6 +220,7 @@ def read_inputs(connection: Connection, cohort_name: str, task_set_name: str, ra
         num_events=num_events,
         timelines=digests,
         data_digest=data_digest(task_set.digest, concept_tasks, events, members, digests),
+        tasks=tasks,
     )
 
 
@@ -176,13 +262,13 @@ def unchanged(connection: Connection, name: str, inputs: Inputs) -> dict[str, An
         .mappings()
         .first()
     )
-    return None if row is None else dict(row) | {"unchanged": True}
+    return None if row is None else dict(row) | {"unchanged": True, "recomputed": 0, "taken_over_from": None}
 
 
 INSERT = """
 INSERT INTO label.label_set (name, version, is_current, cohort_id, task_set_id, digest, data_digest, num_members,
-                             num_events, job_id, vocabulary_version)
-VALUES (:name, :version, true, :cohort, :tasks, '', :data_digest, :members, 0, :job_id,
+                             num_events, job_id, rules_digest, vocabulary_version)
+VALUES (:name, :version, true, :cohort, :tasks, '', :data_digest, :members, 0, :job_id, :rules_digest,
         (SELECT version FROM ops.vocabulary_release WHERE is_current)) RETURNING label_set_id
 """
 
@@ -196,9 +282,9 @@ COUNT_COLUMNS = "label_set_id, split, status, n, persons, person_days"
 
 
 def write(
-    work: Work, reading: Connection, writing: Connection, name: str, inputs: Inputs, *, is_shared: bool
+    work: Work, reading: Connection, writing: Connection, name: str, inputs: Inputs, made: Making
 ) -> dict[str, Any]:
-    """Store labels of all members, made here or by the job's shards, as the next version of the name."""
+    """Store labels of all members, made here, by the job's shards or earlier, as the next version of the name."""
     from sqlalchemy import text
 
     row = {
@@ -207,17 +293,22 @@ def write(
         "cohort": inputs.cohort.id,
         "tasks": inputs.task_set.id,
         "data_digest": inputs.data_digest,
+        "rules_digest": made.rules_digest,
         "members": len(inputs.members.member),
         "job_id": work.job_id,
     }
     label_set_id = int(writing.execute(text(INSERT), row).scalar_one())
-    stale.keep_digests(reading, writing, label_set_id, inputs.cohort.id)
-    make = label_shards.move if is_shared else partial(write_all, reading=reading)
-    counts, digests = make(work, writing=writing, label_set_id=label_set_id, inputs=inputs)
+    left = inputs if made.taken is None else inputs.without(made.taken.new)
+    make = label_shards.move if made.is_shared else partial(write_all, reading=reading)
+    counts, digests = make(work, writing=writing, label_set_id=label_set_id, inputs=left)
+    if made.taken is not None:
+        label_kept.copy_rows(writing, made.taken, label_set_id)
+        counts, digests = counts + made.taken.counts, digests | made.taken.digests
     with raw(writing).cursor().copy(f"COPY label.status_count ({COUNT_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
         copy.write(HEADER + bridge.status_count_rows(label_set_id, counts) + TRAILER)
+    keep(reading, writing, label_set_id, inputs, made, digests)
     num_events = int(counts[:, EVENT, 0].sum())
-    digest = hashlib.sha256(inputs.task_set.digest + b"".join(sorted(digests))).digest()
+    digest = hashlib.sha256(inputs.task_set.digest + b"".join(sorted(digests.values()))).digest()
     writing.execute(
         text("UPDATE label.label_set SET digest = :digest, num_events = :events WHERE label_set_id = :id"),
         {"digest": digest, "events": num_events, "id": label_set_id},
@@ -229,16 +320,18 @@ def write(
         "unchanged": False,
         "members": row["members"],
         "events": num_events,
+        "recomputed": len(left.members.member),
+        "taken_over_from": None if made.taken is None else made.taken.name,
     }
 
 
 def write_all(
     work: Work, *, reading: Connection, writing: Connection, label_set_id: int, inputs: Inputs
-) -> tuple[NDArray[np.int64], list[bytes]]:
-    """Label all members into label.tte; counts and digests of all."""
+) -> tuple[NDArray[np.int64], dict[int, bytes]]:
+    """Label all members into label.tte; counts of all, and the digest of each."""
     from psycopg.copy import QueuedLibpqWriter
 
-    digests = list[bytes]()
+    digests: dict[int, bytes] = {}
     cursor = raw(writing).cursor()
     writer = QueuedLibpqWriter(cursor)  # Postgres takes rows in while the next ones are made
     with cursor.copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)", writer=writer) as copy:
@@ -246,7 +339,7 @@ def write_all(
         labeller = LaterLabeller(inputs)
         for part, rows, found in labelled(reading, inputs, labeller, partial(bridge.tte_heads, label_set_id)):
             copy.write(rows.data.data)
-            digests += found
+            digests.update(zip(inputs.members.member[part].tolist(), found, strict=True))
             work.progress(part.stop, len(inputs.members.member), "scans", "label")
         copy.write(TRAILER)
     return labeller.get().counts, digests
@@ -263,6 +356,29 @@ class LaterLabeller:
     def get(self) -> Labeller:
         """The labeller, once it is there."""
         return self._coming.result()
+
+
+def keep(
+    reading: Connection,
+    writing: Connection,
+    label_set_id: int,
+    inputs: Inputs,
+    made: Making,
+    digests: Mapping[int, bytes],
+) -> None:
+    """Keep what a label set was made of: digests by member, concepts by task."""
+    timelines = dict(inputs.timelines)
+    members, persons = inputs.members.member.tolist(), inputs.members.person.tolist()
+    of_members = {
+        member: stale.Made(timelines.get(person), of, digests[member])
+        for member, person, of in zip(members, persons, made.of_members, strict=True)
+    }
+    stale.keep_digests(reading, writing, label_set_id, inputs.cohort.id, of_members)
+    concepts = kept.read_concepts(reading, inputs.concept_tasks, inputs.tasks)
+    statement = "COPY label.label_concept (label_set_id, position, concepts) FROM STDIN"
+    with raw(writing).cursor().copy(statement) as copy:
+        for position, of_task in concepts.items():
+            copy.write_row((label_set_id, position, "{" + ",".join(map(str, of_task)) + "}"))
 
 
 def chunks(inputs: Inputs) -> Iterator[slice]:

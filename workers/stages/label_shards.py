@@ -232,8 +232,10 @@ def write_shard(work: Work, reading: Connection, writing: Connection, inputs: In
     return labeller.get().counts
 
 
-def move(work: Work, writing: Connection, label_set_id: int, inputs: Inputs) -> tuple[NDArray[np.int64], list[bytes]]:
-    """Move the shards' labels into a label set; counts and digests of all members.
+def move(
+    work: Work, writing: Connection, label_set_id: int, inputs: Inputs
+) -> tuple[NDArray[np.int64], dict[int, bytes]]:
+    """Move the shards' labels into a label set; counts of all members, and the digest of each.
 
     Raises:
         RuntimeError: they are not those of all members.
@@ -255,8 +257,8 @@ def move(work: Work, writing: Connection, label_set_id: int, inputs: Inputs) -> 
     counts = np.zeros(shape, np.int64)
     for row in writing.execute(text("SELECT counts FROM label.shard WHERE job_id = :job"), key):
         counts += np.frombuffer(row.counts, "<i8").reshape(shape)
-    rows = writing.execute(text("SELECT digest FROM label.shard_tte WHERE job_id = :job"), key)
-    digests = [bytes(row.digest) for row in rows]
+    rows = writing.execute(text("SELECT cohort_member_id, digest FROM label.shard_tte WHERE job_id = :job"), key)
+    digests = {row.cohort_member_id: bytes(row.digest) for row in rows}
     writing.execute(text("DELETE FROM label.shard WHERE job_id = :job"), key)
     work.progress(moved, moved, "scans", "store")
     return counts, digests
