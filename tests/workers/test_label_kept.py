@@ -149,12 +149,17 @@ DELTAS: dict[str, str] = {
     "no period": "DELETE FROM omop.observation_period WHERE person_id = {p}",
     "longer stay": "UPDATE omop.visit_occurrence SET visit_end_datetime = visit_end_datetime + interval '9 days' "
     "WHERE person_id = {p}",
+    "transfer": "INSERT INTO omop.visit_occurrence (visit_occurrence_id, person_id, visit_concept_id, "
+    "visit_start_datetime, visit_end_datetime, date_only, end_date_only, load_id) SELECT 900000 + visit_occurrence_id, "
+    "person_id, 9201, visit_end_datetime + interval '12 hours', visit_end_datetime + interval '90 days', false, false, "
+    "load_id FROM omop.visit_occurrence WHERE person_id = {p} AND visit_start_datetime < '2015-03-02' "
+    "AND visit_occurrence_id < 900000 ON CONFLICT DO NOTHING",
     "gone visits": "DELETE FROM omop.visit_occurrence WHERE person_id = {p}",
     "later scan": "UPDATE omop.image_occurrence SET acquired_at = acquired_at + interval '1 day' WHERE person_id = {p}",
-    "unusable scan": "UPDATE omop.image_occurrence SET verdict = 'unusable' WHERE person_id = {p}",
     "other split": "UPDATE omop.person SET split = CASE WHEN split = 'held_out' THEN 'tuning' ELSE 'held_out' END "
     "WHERE person_id = {p}",
     "later cut": "UPDATE ops.source SET data_cut = data_cut + 10",
+    "unusable scan": "UPDATE omop.image_occurrence SET verdict = 'unusable' WHERE person_id = {p}",
 }
 
 
@@ -168,16 +173,35 @@ def change(engine: Engine, what: str, person: int) -> None:
             number = next(records.ids)
             records.scan(person, "2015-06-02 12:00:00", path=f"{number}.nii", image_key=f"i/{number}.nii")
         elif what == "new event":
-            records.event(person, "2015-07-07 07:00:00", 3)
+            records.event(person, "2015-07-07 07:00:00", 1)
         else:
             records.do(DELTAS[what].format(p=person))
         records.pack()
 
 
-CHANGES = st.tuples(st.sampled_from([*DELTAS, "death", "new scan", "new event"]), st.integers(1, 12))
+ALL = ["death", "new scan", "new event", *DELTAS]
+CHANGES = st.tuples(st.sampled_from(ALL), st.integers(1, 12))
 
 
-@options(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_each_kind_of_change_is_seen_where_it_matters(engine: Engine, work: Make) -> None:
+    with engine.begin() as connection:
+        fill(connection, list(range(1, 13)))
+    make(work, "l")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label_kept, "MOST_COMPUTED", 1.0)
+        for n, what in enumerate(ALL):
+            before = content(engine, "l")[0]
+            for person in range(1 + n % 2, 13, 2):
+                change(engine, what, person)
+            made = make(work, "l")
+            make(work, "whole", full=True)
+            assert content(engine, "l") == content(engine, "whole"), what
+            changed = content(engine, "l")[0] != before
+            assert changed, what
+            assert what == "later cut" or (made["recomputed"] > 0) == (what != "unusable scan"), what
+
+
+@options(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(st.lists(CHANGES, min_size=1, max_size=4), min_size=1, max_size=3))
 def test_computing_what_changed_gives_what_computing_all_gives(
     engine: Engine, work: Make, steps: list[list[tuple[str, int]]]
