@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,8 +71,7 @@ def again(connection: Connection) -> Records:
     records.connection = connection
     records.load_id = records.value("SELECT min(load_id) FROM ops.load")
     records.source_id = records.value("SELECT min(source_id) FROM ops.source")
-    start = records.value("SELECT greatest(max(source_row_id), 1000) + 1000 FROM omop.event")
-    records.ids = iter(range(start, start + 1000))  # type: ignore[assignment]
+    records.ids = itertools.count(records.value("SELECT 1000 + nextval('ops.load_load_id_seq') * 1000"))
     return records
 
 
