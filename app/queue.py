@@ -23,6 +23,8 @@ QUEUE_OF = {
     "cohort": "label",
     "tasks": "label",
     "label": "label",
+    "features": "label",
+    "leakage": "label",
     "label_shard": "label",
     "pretrain": "gpu",
     "embed": "gpu",

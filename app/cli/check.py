@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.options import Detach, DryRun, Inline, queue
 from app.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,6 +74,36 @@ def data(
     where = f"; {out}" if out is not None else "; -o FILE.html writes a page with the rows' SQL"
     print(f"check data: {said}{where}", file=sys.stderr)
     if strict and count["fail"]:
+        raise typer.Exit(1)
+
+
+@check.command("leakage")
+def leakage(
+    labels: Annotated[str, typer.Option(help="Label set; its cohort's features are checked, too.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a check fails.")] = False,
+    detach: Detach = False,
+    inline: Inline = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask whether the future shows in features, the past in labels, or one scan in two splits.
+
+    What passes are these checks; that nothing leaks is more than any check can say.
+
+    Examples:
+      lachesis check leakage --labels outcomes
+      lachesis check leakage --labels outcomes --strict --json
+    """
+    from app.cli.look import print_table
+
+    result = queue(
+        "leakage", {"labels": labels}, labels, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json
+    )
+    if not result or "checks" not in result:
+        return
+    if not as_json:
+        print_table([{key: one[key] for key in ("verdict", "name", "found", "asks")} for one in result["checks"]])
+    if strict and result["failed"]:
         raise typer.Exit(1)
 
 

@@ -18,15 +18,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.
 
 def queue(
     kind: str, args: dict[str, Any], name: str | None, *, detach: bool, inline: bool, dry_run: bool, as_json: bool
-) -> None:
-    """Queue one job and follow it, or say what would be queued."""
+) -> dict[str, Any]:
+    """Queue one job and follow it to its result, or say what would be queued (nothing then)."""
     if dry_run:
         typer.echo(jsonlib.dumps({"kind": kind, "name": name, "args": args}, indent=2, default=str))
-        return
+        return {}
     from app.cli.follow import submit_and_follow
     from app.settings import read_settings
 
-    submit_and_follow(read_settings(), kind, args, name, detach=detach, inline=inline, as_json=as_json)
+    return submit_and_follow(read_settings(), kind, args, name, detach=detach, inline=inline, as_json=as_json)
 
 
 def one_of(option: str, value: str, known: tuple[str, ...]) -> str:

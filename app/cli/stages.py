@@ -145,6 +145,26 @@ def label(
     )
 
 
+def features(
+    cohort: Annotated[str, typer.Argument(help="Cohort whose scans' features to make.")],
+    tasks: Annotated[str | None, typer.Option(help="Count the events of these tasks, too.")] = None,
+    window: Annotated[list[int] | None, typer.Option(help="Days before the scan to count in; default 30, 365.")] = None,
+    values: Annotated[int, typer.Option(help="Last values of so many measurements.", min=0, max=1000)] = 20,
+    detach: Detach = False,
+    inline: Inline = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make what is known of each scan's person at its index: age, sex, counts by window, last values, open visits.
+
+    Examples:
+      lachesis features chest
+      lachesis features chest --tasks outcomes --window 90 --window 365 --values 50
+    """
+    args = {"cohort": cohort, "tasks": tasks, "windows": window or None, "values": values}
+    queue("features", args, cohort, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+
+
 def pretrain(
     arm: Annotated[str, typer.Argument(help="base, mtl, visit or tte.")],
     encoder: Annotated[str, typer.Option(help="tiny, densenet121, resnet152 or swinunetr.")],
@@ -257,5 +277,5 @@ def report(
 
 def register(app: typer.Typer) -> None:
     """Add the stages to the command line, in the order data flows."""
-    for command in (cohort, tasks, label, pretrain, embed, evaluate, report):
+    for command in (cohort, tasks, label, features, pretrain, embed, evaluate, report):
         app.command()(command)

@@ -395,3 +395,61 @@ class ReleasedLabel(Base):
     released_time: Mapped[float | None] = column("Time from the study, in the unit of the release", Float)
     time_days: Mapped[float | None] = column("The same in days; null where the unit is not known", Float)
     load_id: Mapped[int] = column("The load that brought this row", ForeignKey("ops.load.load_id"))
+
+
+class FeatureSet(Base):
+    """The features of a cohort as they were last made."""
+
+    __tablename__ = "feature_set"
+    __table_args__ = {"schema": "label", "comment": "Features of a cohort: how they were asked for, and their digest."}
+
+    cohort_id: Mapped[int] = column(
+        "Cohort", ForeignKey("label.cohort.cohort_id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    definition: Mapped[dict[str, Any]] = column("Task set, windows, number of last values", JSONB)
+    digest: Mapped[bytes] = column("sha256 of definitions and values", LargeBinary)
+    created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
+    job_id: Mapped[int | None] = column("The job that made them", BigInteger)
+
+
+class FeatureDefinition(Base):
+    """What a feature is."""
+
+    __tablename__ = "feature_definition"
+    __table_args__ = {
+        "schema": "label",
+        "comment": "What each feature of a cohort is; the values are in label.feature.",
+    }
+
+    cohort_id: Mapped[int] = column(
+        "Cohort", ForeignKey("label.feature_set.cohort_id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    name: Mapped[str] = column("Name, as in label.feature", Text, primary_key=True)
+    kind: Mapped[str] = column("demographic, count, time, value or visit", Text)
+    description: Mapped[str] = column("What it says, in words", Text)
+    window_days: Mapped[int | None] = column("How far back it counts; null without limit", Integer)
+    concept_id: Mapped[int | None] = column("Concept, where it is of one", Integer)
+    unit_concept_id: Mapped[int | None] = column("Unit of a value; 0 none", Integer)
+    absent_is_zero: Mapped[bool] = column("True where a member without a row has none of it, else unknown", Boolean)
+
+
+class LeakageCheck(Base):
+    """The answer of one check of leakage."""
+
+    __tablename__ = "leakage_check"
+    __table_args__ = (
+        CheckConstraint("verdict IN ('passed', 'failed', 'not_checked')", name="verdict"),
+        Index(None, "label_set_id", "checked_at"),
+        {"schema": "label", "comment": "Answers to `lachesis check leakage`: one row a check and a time it was asked."},
+    )
+
+    leakage_check_id: Mapped[int] = column("Key", BigInteger, Identity(), primary_key=True)
+    label_set_id: Mapped[int] = column("Label set", ForeignKey("label.label_set.label_set_id", ondelete="CASCADE"))
+    checked_at: Mapped[dt.datetime] = column("When; the same for all checks of one job", MOMENT)
+    name: Mapped[str] = column("The check", Text)
+    asks: Mapped[str] = column("What it looks for", Text)
+    num_rows: Mapped[int] = column("Rows that were looked at", BigInteger)
+    num_violations: Mapped[int] = column("Rows that break it", BigInteger)
+    verdict: Mapped[str] = column("passed, failed or not_checked", Text)
+    found: Mapped[str] = column("What was found, or why it was not checked", Text)
+    job_id: Mapped[int | None] = column("The job that asked", BigInteger)

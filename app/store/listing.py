@@ -294,6 +294,32 @@ WHERE {_of("s")} ORDER BY t.position, c.split, c.status LIMIT 200
     ),
 )
 
+FEATURE = Kind(
+    listing="""
+SELECT c.name AS cohort, c.version, count(d.*) AS features, s.definition ->> 'tasks' AS tasks, s.created_at
+FROM label.feature_set s JOIN label.cohort c USING (cohort_id) LEFT JOIN label.feature_definition d USING (cohort_id)
+GROUP BY c.name, c.version, s.definition, s.created_at ORDER BY s.created_at DESC LIMIT :limit
+""",
+    one="""
+SELECT c.name AS cohort, c.version, s.definition, s.job_id, s.created_at
+FROM label.feature_set s JOIN label.cohort c USING (cohort_id) WHERE c.name = :name AND c.is_current
+""",
+    parts=(
+        (
+            "features",
+            """
+SELECT d.name, d.kind, d.description, count(f.*) AS scans, round(avg(f.value)::numeric, 3)::float8 AS mean,
+       percentile_cont(0.5) WITHIN GROUP (ORDER BY f.value) AS median, d.absent_is_zero
+FROM label.cohort c JOIN label.feature_definition d USING (cohort_id)
+JOIN label.cohort_member m USING (cohort_id)
+LEFT JOIN label.feature f ON f.cohort_member_id = m.cohort_member_id AND f.name = d.name
+WHERE c.name = :name AND c.is_current GROUP BY d.name, d.kind, d.description, d.absent_is_zero ORDER BY d.name
+LIMIT :limit
+""",
+        ),
+    ),
+)
+
 CHECKPOINT = Kind(
     listing="""
 SELECT checkpoint_id, name, left(sha256, 12) AS sha256, arm, encoder, step, num_steps, is_final AS final, shuffled,
@@ -362,6 +388,7 @@ KINDS: dict[str, Kind] = {
     "cohort": COHORT,
     "task": TASK,
     "label": LABEL,
+    "feature": FEATURE,
     "checkpoint": CHECKPOINT,
     "metric": METRIC,
     "job": JOB,

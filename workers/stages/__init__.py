@@ -17,6 +17,8 @@ STAGES: dict[str, str] = {
     "cohort": "app.store.cohorts:build",
     "tasks": "app.store.tasks:build",
     "label": "workers.stages.label",
+    "features": "workers.stages.features",
+    "leakage": "workers.stages.leakage",
     "label_shard": "workers.stages.label_shards:label_shard",
     "pretrain": "workers.stages.pretrain",
     "embed": "workers.stages.embed",
