@@ -25,7 +25,7 @@ from app.store.loads import FileRecord
 if TYPE_CHECKING:
     import duckdb
 
-MEMORY_LIMIT = "2GB"
+MEMORY_LIMIT = "1400MB"
 
 MACROS = r"""
 CREATE TABLE forgotten_person (person_id BIGINT);
