@@ -55,6 +55,54 @@ def diff_loads(
         )
 
 
+@diff.command("labels")
+def diff_labels(
+    first: Annotated[
+        str | None, typer.Argument(metavar="[A]", help="Label set, NAME or NAME@1; alone: its previous version.")
+    ] = None,
+    second: Annotated[str | None, typer.Argument(metavar="[B]", help="The other; the current version.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="One task alone; --csv then has members whose follow-up alone differs, too.")
+    ] = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="A row a member and task whose status or time of event differs.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two versions of labels, why (data, vocabulary, definition), and what came of it.
+
+    Examples:
+      lachesis diff labels outcomes
+      lachesis diff labels outcomes@1 outcomes@3 --json
+      lachesis diff labels outcomes@1 outcomes --task pulmonary_hypertension --csv > changed.csv
+    """
+    import csv
+
+    from app.cli import label_differences as said
+    from app.cli.look import connect, plain
+    from app.store import label_cells, label_differences
+
+    with connect().connect() as connection:
+        pair = label_differences.chosen(connection, first, second)
+        why = label_differences.compare(connection, pair)
+        tasks = [label_differences.task_named(why, task)] if task else label_cells.common_tasks(why)
+        if as_csv:
+            writer = csv.writer(sys.stdout, lineterminator="\n")
+            writer.writerow(label_cells.COLUMNS)
+            label_cells.measure(
+                connection,
+                pair,
+                why,
+                tasks,
+                lambda row: writer.writerow([plain(value) for value in row.values()]),
+                censored_too=task is not None,
+            )
+            return
+        effect = label_cells.measure(connection, pair, why, tasks)
+        found = said.found(pair, why, effect, label_differences.counts(connection, pair))
+    typer.echo(jsonlib.dumps(found, default=str)) if as_json else said.show(found)
+
+
 def register(app: typer.Typer) -> None:
     """Add `diff` and its commands."""
     app.add_typer(diff, name="diff")
