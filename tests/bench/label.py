@@ -147,8 +147,6 @@ def fill(url: str, folder: Path, settings: Settings) -> tuple[Callable[[], objec
         for n in range(TASKS)
     ]
     stage(tasks.build, name="bench", cohort="bench", specs=specs)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("VACUUM_IS_NOT_NEEDED") if False else None
     members = pa.table(
         {
             "member": np.arange(PERSONS),
