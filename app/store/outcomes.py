@@ -31,7 +31,9 @@ WITH root AS MATERIALIZED (
 SELECT concept_id, position FROM root
 UNION ALL
 SELECT a.descendant_concept_id, r.position
-FROM root r JOIN omop.concept_ancestor a ON a.ancestor_concept_id = r.concept_id WHERE r.descendants
+FROM root r CROSS JOIN LATERAL (  -- by the key, concept for concept: OFFSET 0 keeps it from reading the whole table
+    SELECT a.descendant_concept_id FROM omop.concept_ancestor a WHERE a.ancestor_concept_id = r.concept_id OFFSET 0
+) a WHERE r.descendants
 """
 """(concept, position) of all tasks that concepts alone describe, descendants included; some pairs twice."""
 

@@ -205,7 +205,8 @@ def write_foreign_ancestors(connection: Connection, rows: int) -> None:
     for statement in drop:
         connection.exec_driver_sql(statement)
     connection.exec_driver_sql(
-        "INSERT INTO omop.concept_ancestor SELECT 1000000 + n / 3000000 * 997 + n % 97, 10000000 + n % 3000000, 1, 1 "
+        "INSERT INTO omop.concept_ancestor "
+        "SELECT 1000000 + n / 3000000 * 997 + mod(n, 97), 10000000 + mod(n, 3000000), 1, 1 "
         f"FROM generate_series(1, {rows}) n"
     )
     for statement in (*make, "ANALYZE omop.concept_ancestor"):
