@@ -200,6 +200,26 @@ class LabelSet(Base):
     )
 
 
+class RemovedVersion(Base):
+    """A version that was removed."""
+
+    __tablename__ = "removed_version"
+    __table_args__ = (
+        CheckConstraint("kind IN ('cohort', 'task_set', 'label_set')", name="kind"),
+        {
+            "schema": "label",
+            "comment": "Versions of cohorts, task sets and label sets that were removed, so that NAME@2 never means "
+            "another.",
+        },
+    )
+
+    kind: Mapped[str] = column("cohort, task_set or label_set", Text, primary_key=True)
+    name: Mapped[str] = column("Name", Text, primary_key=True)
+    version: Mapped[int] = column("Number that is not given again", Integer, primary_key=True, autoincrement=False)
+    digest: Mapped[bytes] = column("What it was: the digest it had", LargeBinary)
+    removed_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
+
+
 class LabelConcept(Base):
     """What one task of a label set meant."""
 

@@ -68,7 +68,10 @@ def lock(connection: Connection, kind: str, name: str) -> None:
 
 
 def move(connection: Connection, kind: str, name: str) -> int:
-    """Take the name from its current version, in this transaction, and say which number the next one has."""
+    """Take the name from its current version, in this transaction, and say which number the next one has.
+
+    Numbers of removed versions are not given again.
+    """
     from sqlalchemy import text
 
     table = TABLES[kind]
@@ -76,6 +79,10 @@ def move(connection: Connection, kind: str, name: str) -> int:
         text(f"UPDATE label.{table} SET is_current = false WHERE name = :name AND is_current"), {"name": name}
     )
     newest = connection.execute(
-        text(f"SELECT coalesce(max(version), 0) FROM label.{table} WHERE name = :name"), {"name": name}
+        text(
+            f"SELECT coalesce(max(version), 0) FROM (SELECT version FROM label.{table} WHERE name = :name UNION ALL "
+            "SELECT version FROM label.removed_version WHERE kind = :kind AND name = :name) v"
+        ),
+        {"name": name, "kind": table},
     ).scalar_one()
     return int(newest) + 1

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from app.store.work import Work
+
 _SECONDS = "extract(epoch FROM {})::int8"
 
 DIGESTS = f"""
@@ -215,6 +217,45 @@ def stale_labels(connection: Connection) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def warning(connection: Connection, label_set_id: int) -> str | None:
+    """One line for whoever uses a label set that is out of date; None where it is not.
+
+    Of an older version it is said that there is a newer one: who names it by number knows.
+    """
+    from sqlalchemy import text
+
+    row = connection.execute(
+        text(
+            "SELECT s.name, s.version, s.is_current, s.num_members, s.created_at, c.is_current AS cohort_is_current, "
+            "t.is_current AS tasks_are_current, (SELECT version FROM label.label_set o WHERE o.name = s.name AND "
+            "o.is_current) AS newest FROM label.label_set s JOIN label.cohort c USING (cohort_id) "
+            "JOIN label.task_set t USING (task_set_id) WHERE s.label_set_id = :id"
+        ),
+        {"id": label_set_id},
+    ).one()
+    name = f"{row.name}@{row.version}"
+    if not row.is_current:
+        return f"Labels {name} are not the current version, which is {row.name}@{row.newest}."
+    why = [] if row.cohort_is_current else ["their cohort has a newer version"]
+    why += [] if row.tasks_are_current else ["their task set has a newer version"]
+    changed = changed_members(connection, label_set_id)
+    if changed:
+        persons = [member.person_id for member in changed]
+        first = since(connection, row.created_at, persons)
+        moment = f" since {first}" if first else ""
+        why.insert(0, f"{len(changed):,} of {row.num_members:,} members have other data{moment}")
+    if not why:
+        return None
+    return f"Labels {name} are out of date: {', '.join(why)}; `lachesis label {row.name}` makes them again."
+
+
+def warn(work: Work, connection: Connection, label_set_id: int) -> None:
+    """Say once in the job's log that the labels it uses are out of date, where they are."""
+    said = warning(connection, label_set_id)
+    if said is not None:
+        work.log(said)
 
 
 def stale_cohorts(connection: Connection) -> list[dict[str, Any]]:

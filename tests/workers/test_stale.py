@@ -132,3 +132,19 @@ def test_an_embedding_of_other_content_is_stale(engine: Engine, labelled: dict[s
         )
         (row,) = stale.stale_checkpoints(connection)
         assert (row["name"], row["embedded_scans"], row["changed_scans"]) == ("tiny", 12, 1)
+
+
+def test_who_uses_labels_that_are_out_of_date_is_told_in_one_line(
+    engine: Engine, work: Make, labelled: dict[str, Any]
+) -> None:
+    with engine.begin() as connection:
+        assert stale.warning(connection, labelled["label_set_id"]) is None
+        connection.execute(text("UPDATE omop.timeline SET digest = sha256('other') WHERE person_id IN (5, 6)"))
+        said = stale.warning(connection, labelled["label_set_id"])
+    assert said == (
+        "Labels l@1 are out of date: 2 of 12 members have other data since job 77; `lachesis label l` makes them again."
+    )
+    build(work)
+    with engine.connect() as connection:
+        said = stale.warning(connection, labelled["label_set_id"])
+    assert said == "Labels l@1 are not the current version, which is l@2."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.errors import InputError
-from app.store import artifacts, evaluations
+from app.store import artifacts, evaluations, stale
 from app.store.work import Work
 from ml.evaluate import HELD_OUT, Evaluation, People, Predicted, Question, Result
 from ml.labelling import LabelArrays, task_outcomes
@@ -87,6 +87,7 @@ def evaluate(work: Work) -> dict[str, Any]:
 def gather(connection: Connection, work: Work, labels: str, names: Mapping[str, str]) -> Gathered:
     """Read labels, members and embeddings. Raises InputError for what is missing."""
     info = find_label_set(connection, labels)
+    stale.warn(work, connection, info.label_set_id)
     arms = {arm: read_embedding(connection, work, name, info.cohort_id) for arm, name in names.items()}
     checkpoints = [e.checkpoint.checkpoint_id for e in arms.values()]
     if len(set(checkpoints)) < len(checkpoints):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.errors import InputError, Preempted, StoreError, UnknownName
-from app.store import artifacts
+from app.store import artifacts, stale
 from app.store.names import check_name
 from app.store.work import Work
 from ml.config import Recipe, read_recipe
@@ -120,6 +120,7 @@ def _plan(work: Work) -> Plan:
         raise InputError(str(error)) from None
     with work.connect() as connection:
         info = find_label_set(connection, str(args["labels"]))
+        stale.warn(work, connection, info.label_set_id)
         labels, members = read_labels(connection, info), read_members(connection, info.cohort_id)
         scans = read_scans(connection, work.settings, info.cohort_id)
         weights, parent_id = _weights(connection, work, recipe.weights)
