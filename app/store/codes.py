@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
 from app.tasks.concept_set import ConceptSetItem
-from app.tasks.spec import DEATH, TaskSpec
+from app.tasks.spec import ANY_UNIT, DEATH, TaskSpec
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -115,7 +115,7 @@ class Words:
 
 def codes_of(spec: TaskSpec) -> list[str]:
     """Every VOCABULARY/CODE that a task names."""
-    units = [rule.unit for rule in spec.values if isinstance(rule.unit, str)]
+    units = [rule.unit for rule in spec.values if isinstance(rule.unit, str) and rule.unit != ANY_UNIT]
     return [*spec.vocabulary_codes, *spec.exclude_vocabulary_codes, *spec.source_codes, *units]
 
 
@@ -134,7 +134,7 @@ def resolve_one(connection: Connection, spec: TaskSpec, words: Words) -> Resolve
     result.concepts += standard(connection, named)
     result.source_concepts = [c for code in spec.source_codes for c, _ in words.by_code.get(code, [])]
     for rule in spec.values:
-        unit = rule.unit
+        unit = None if rule.unit == ANY_UNIT else rule.unit
         if isinstance(unit, str):
             unit = words.by_code[unit][0][0] if unit in words.by_code else -1  # -1: no row has it
         result.units.append(unit)

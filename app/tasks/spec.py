@@ -39,6 +39,8 @@ CHOICES = {
     "clock": ("index", "discharge"),
 }
 
+ANY_UNIT = "any"
+"""Bounds that hold whatever the unit is."""
 MAX_CONCEPT = 2**31 - 1
 DAY_SECONDS = 86_400
 MAX_DAYS = 73_000
@@ -61,7 +63,7 @@ class ValueRule:
     below: float | None = None
     at_most: float | None = None
     unit: int | str | None = None
-    """Unit of the bounds: a concept id (0: rows without a unit) or `UCUM/g/dL`; no bound goes without."""
+    """Unit of the bounds: a concept id (0: rows without one), `UCUM/g/dL`, or `any`; no bound goes without."""
     value_concepts: tuple[int, ...] = ()
 
 
@@ -203,7 +205,7 @@ def _value_rule(field: str, value: Any) -> ValueRule:
     bounds = {k: _number(k, value[k]) for k in ("above", "at_least", "below", "at_most") if value.get(k) is not None}
     unit = value.get("unit")
     if isinstance(unit, str):
-        unit = _code("unit", unit)
+        unit = unit if unit == ANY_UNIT else _code("unit", unit)
     elif unit is not None:
         unit = _whole("unit", unit, 0, MAX_CONCEPT)
     coded = _list("value_concepts", value.get("value_concepts", ()), lambda f, v: _whole(f, v, 0, MAX_CONCEPT))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InputError
+from app.tasks.aces import read_predicate
 from app.tasks.concept_set import read_concept_set
 from app.tasks.spec import FieldError, TaskSpec
 
@@ -52,11 +53,29 @@ def spec_from_toml(text: str, source: str, folder: Path | None = None) -> TaskSp
 def _spec(fields: dict[str, Any], text: str, source: str, folder: Path | None, begin: int) -> TaskSpec:
     """One task, whose fields are given from line `begin` (from 0) on."""
     try:
-        return TaskSpec.from_dict(with_concept_set(fields, folder))
+        return TaskSpec.from_dict(with_concept_set(with_predicate(fields, folder), folder))
     except FieldError as error:
         rest = "\n".join(text.splitlines()[begin:])
         line = begin + line_of(rest, error.field)
         raise InputError(f"{source}, line {line}, field {error.field!r}: {error}") from None
+
+
+def with_predicate(fields: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The fields with what the predicate of the ACES file that `aces` names means. Raises FieldError."""
+    given = dict(fields)
+    file, name = given.pop("aces", None), given.pop("predicate", None)
+    if file is None and name is None:
+        return given
+    if not isinstance(file, str) or not isinstance(name, str):
+        raise FieldError("aces" if name else "predicate", "expected the names of a file and of a predicate in it.")
+    named = sorted({"concepts", "vocabulary_codes", "source_codes", "concept_set", "values"} & given.keys())
+    if named:
+        raise FieldError(named[0], f"expected either a predicate or {named[0]!r}, got both; drop one of the two.")
+    try:
+        found = read_predicate((folder or Path()) / file, name)
+    except InputError as error:
+        raise FieldError("aces", _lower(str(error))) from None
+    return {"descendants": False, **given, **found}
 
 
 def with_concept_set(fields: dict[str, Any], folder: Path | None) -> dict[str, Any]:
