@@ -52,7 +52,6 @@ def run() -> list[Row]:
         Row(row="tasks-memory", figure=found["tasks"]["gib"], unit="GiB", target=4, at_least=False),
         Row(row="label-full", figure=label["seconds"], unit="s", target=60, at_least=False),
         Row(row="label-full-memory", figure=label["gib"], unit="GiB", target=4, at_least=False),
-        Row(row="label-full-rate", figure=events / label["seconds"] / 1e6, unit="M events/s", target=3.75),
         Row(row="label-read", figure=found["read"]["seconds"], unit="s", target=5, at_least=False),
         Row(row="cookbook", figure=found["cookbook"]["slowest_ms"] / 1e3, unit="s", target=1, at_least=False),
     ]
