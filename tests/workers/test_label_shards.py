@@ -206,3 +206,26 @@ def test_workers_share_a_set_and_a_killed_one_costs_its_shard_alone(lab: Lab, en
     lost = "SELECT count(*) FROM ops.job WHERE shard IS NOT NULL AND crash_count > 0"
     assert lab.scalar(lost) == 1 and lab.scalar("SELECT count(*) FROM ops.job WHERE shard IS NOT NULL") == 5
     assert lab.scalar(LEFT) == 0
+
+
+def test_what_shards_made_is_taken_over_by_one_job(
+    engine: Engine, settings: Settings, filled: None, work: Make
+) -> None:
+    """A version of few changes is made at once, however many shards are asked for, and is what all shards would make."""
+    queue_label(engine, "l", 5)
+    finish(engine, settings)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE omop.timeline t SET (num_events, times, concepts, digest) = (SELECT num_events, times, concepts, "
+                "digest FROM omop.timeline o WHERE o.person_id = 8) WHERE person_id = 7"
+            )
+        )
+    job_id = queue_label(engine, "l", 5)
+    finish(engine, settings)
+    result = state(engine, job_id)["result"]
+    assert (result["version"], result["taken_over_from"]) == (2, "l@1") and 0 < result["recomputed"] <= 2
+    assert rows(engine, f"SELECT count(*) AS n FROM ops.job WHERE parent_job_id = {job_id}")[0].n == 0
+    queue_label(engine, "whole", 5)
+    finish(engine, settings)
+    assert everything(engine, "l") == everything(engine, "whole")
