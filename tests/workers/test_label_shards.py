@@ -208,17 +208,15 @@ def test_workers_share_a_set_and_a_killed_one_costs_its_shard_alone(lab: Lab, en
     assert lab.scalar(LEFT) == 0
 
 
-def test_what_shards_made_is_taken_over_by_one_job(
-    engine: Engine, settings: Settings, filled: None, work: Make
-) -> None:
-    """A version of few changes is made at once, however many shards are asked for, and is what all shards would make."""
+def test_what_shards_made_is_taken_over_by_one_job(engine: Engine, settings: Settings, filled: None) -> None:
+    """A version of few changes is made at once, whatever shards are asked for, and is what shards would make."""
     queue_label(engine, "l", 5)
     finish(engine, settings)
     with engine.begin() as connection:
         connection.execute(
             text(
-                "UPDATE omop.timeline t SET (num_events, times, concepts, digest) = (SELECT num_events, times, concepts, "
-                "digest FROM omop.timeline o WHERE o.person_id = 8) WHERE person_id = 7"
+                "UPDATE omop.timeline t SET (num_events, times, concepts, digest) = (SELECT num_events, times, "
+                "concepts, digest FROM omop.timeline o WHERE o.person_id = 8) WHERE person_id = 7"
             )
         )
     job_id = queue_label(engine, "l", 5)
