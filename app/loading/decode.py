@@ -195,7 +195,7 @@ def _examine_text(
     )
     quoting = found.quoted and file.quote != NO_QUOTE
     if quoting and found.malformed and file.quote is None:
-        head = head_of(found.path, file.name).decode("utf-8", "replace")
+        head = head_of(found.path, file.name, 1 << 20).decode("utf-8", "replace")
         quoting = delimiter != "\t" and looks_quoted(head, delimiter, mark)
     found = replace(found, quote=mark if quoting else None)
     records = (found.records if quoting else found.lines) - (file.version is None)

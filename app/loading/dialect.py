@@ -174,7 +174,11 @@ def dialect_words(
     return ", ".join(words)
 
 
-def head_of(path: Path, name: str, size: int = 1 << 20) -> bytes:
+HEAD_BYTES = 1 << 18
+"""What is looked at of a file to tell how it is written."""
+
+
+def head_of(path: Path, name: str, size: int = HEAD_BYTES) -> bytes:
     """The first decompressed bytes of a file."""
     from app.loading.records import raw_blocks
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from app.errors import InputError
 from app.loading.cdm import COLUMNS, OTHER_TABLES, required_columns
-from app.loading.dialect import DELIMITERS, NO_QUOTE, Reading, head_of, nulls_seen, refuse_magic, sniff_encoding
+from app.loading.dialect import (
+    DELIMITERS,
+    HEAD_BYTES,
+    NO_QUOTE,
+    Reading,
+    head_of,
+    nulls_seen,
+    refuse_magic,
+    sniff_encoding,
+)
 from app.loading.headerless import columns_by_order, no_header
 from app.loading.places import Place, Stage, is_junk, place
 
@@ -294,7 +303,7 @@ def first_lines(head: bytes, name: str, encoding: str) -> list[str]:
             "name its encoding with --encoding, or convert it."
         )
     lines[0] = lines[0][:MAX_HEADER]
-    return lines[:-1] if len(lines) > 1 and len(head) >= 1 << 20 else lines
+    return lines[:-1] if len(lines) > 1 and len(head) >= HEAD_BYTES else lines
 
 
 def split_header(line: str, delimiter: str, quote: str | None = '"') -> tuple[str, ...]:
