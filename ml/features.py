@@ -5,17 +5,12 @@ Shape suffixes: N = member, K = group of concepts (0 is every event), W = window
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from ml.labelling import DAY_SECONDS, ConceptTasks
-
-compiled: Callable[..., Any] = numba.njit(cache=True, nogil=True)
 
 EVER = np.iinfo(np.int64).max // 4
 """A window without a beginning, seconds."""
@@ -23,90 +18,88 @@ EVER = np.iinfo(np.int64).max // 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Events:
-    """Packed events of some persons (or of some members), one after the other; each stretch ascending in time."""
+    """Events of some persons or of some members, one after the other; each stretch ascending in (time, concept)."""
 
     ptr: NDArray[np.int64]
     time: NDArray[np.int64]
     """Seconds since 1970-01-01 00:00 times 2, plus 1 where only the date is known."""
     concept: NDArray[np.int32]
 
+    @classmethod
+    def none(cls, stretches: int) -> Events:
+        """So many empty stretches."""
+        return cls(ptr=np.zeros(stretches + 1, np.int64), time=np.zeros(0, np.int64), concept=np.zeros(0, np.int32))
 
-def count_before(
-    index_seconds: NDArray[np.int64],
-    index_date_only: NDArray[np.bool_],
-    row: NDArray[np.int64],
-    events: Events,
-    groups: ConceptTasks,
-    num_groups: int,
-    window_seconds: NDArray[np.int64],
-) -> NDArray[np.int32]:
-    """Events before the index, by group of concepts and window (docs/science.md, sections 1 and 2: features look back).
-
-    An event counts if it is earlier than the index; where it or the index has only a day, if its day is earlier.
-
-    Args:
-        index_seconds: (N,) of the members.
-        index_date_only: (N,) whether only the day of the scan is known.
-        row: (N,) which stretch of `events` is the member's person's.
-        events: of these persons.
-        groups: which groups a concept is of, from 0 on.
-        num_groups: K - 1.
-        window_seconds: (W,) how far each window reaches back; `EVER` for all.
-
-    Returns:
-        (N, K, W) counts; group 0 is every event, group k + 1 the k-th of `groups`.
-    """
-    counts = np.zeros((len(index_seconds), num_groups + 1, len(window_seconds)), np.int32)
-    _count(
-        index_seconds, index_date_only, row, events.ptr, events.time, events.concept, groups.concept, groups.ptr,
-        groups.task, window_seconds, counts,
-    )  # fmt: skip
-    return counts
+    def before(self, row: NDArray[np.int64], index_seconds: NDArray[np.int64]) -> Events:
+        """A stretch of its own for each of N members, without what happened from its index on."""
+        lengths = self.ptr[row + 1] - self.ptr[row]
+        ends = np.cumsum(lengths)
+        take = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self.ptr[row] - (ends - lengths), lengths)
+        kept = self.time[take] >> 1 < np.repeat(index_seconds, lengths)
+        before = np.concatenate([[0], np.cumsum(kept)])
+        take = take[kept]
+        ptr = np.concatenate([[0], before[ends]]).astype(np.int64)
+        return Events(ptr=ptr, time=self.time[take], concept=self.concept[take])
 
 
-@compiled
-def _count(
-    index: NDArray[np.int64],
-    index_date_only: NDArray[np.bool_],
-    row: NDArray[np.int64],
-    ptr: NDArray[np.int64],
-    time: NDArray[np.int64],
-    concept: NDArray[np.int32],
-    known: NDArray[np.int32],
-    known_ptr: NDArray[np.int64],
-    group: NDArray[np.int16],
-    windows: NDArray[np.int64],
-    counts: NDArray[np.int32],
-) -> None:
-    for n in range(len(index)):
-        midnight = index[n] // DAY_SECONDS * DAY_SECONDS
-        for e in range(ptr[row[n]], ptr[row[n] + 1]):
-            second = time[e] >> 1
-            if second >= index[n]:
-                break  # a date-only event stands at the last second of its day: what follows is no earlier
-            if (index_date_only[n] or time[e] & 1) and second >= midnight:
-                continue
-            place = np.searchsorted(known, concept[e])
-            found = place < len(known) and known[place] == concept[e]
-            for w in range(len(windows)):
-                if index[n] - second > windows[w]:
-                    continue
-                counts[n, 0, w] += 1
-                if found:
-                    for g in range(known_ptr[place], known_ptr[place + 1]):
-                        counts[n, group[g] + 1, w] += 1
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moments:
+    """What N members look back from."""
+
+    index_seconds: NDArray[np.int64]
+    """(N,)"""
+    index_date_only: NDArray[np.bool_]
+    """(N,) True where only the day of the scan is known."""
+    row: NDArray[np.int64]
+    """(N,) which stretch of the events is the member's."""
 
 
-def first_and_last(
-    index_seconds: NDArray[np.int64], index_date_only: NDArray[np.bool_], row: NDArray[np.int64], events: Events
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(N,) days from the first and from the last event before the index to it; nan where there is none."""
-    first, last = np.full(len(row), np.nan), np.full(len(row), np.nan)
-    for n, (index, day_alone, where) in enumerate(zip(index_seconds, index_date_only, row, strict=True)):
-        stretch = events.time[events.ptr[where] : events.ptr[where + 1]]
-        seconds, coarse = stretch >> 1, (stretch & 1).astype(bool) | day_alone
-        midnight = index // DAY_SECONDS * DAY_SECONDS
-        before = seconds[np.where(coarse, seconds < midnight, seconds < index)]
-        if len(before):
-            first[n], last[n] = (index - before[0]) / DAY_SECONDS, (index - before[-1]) / DAY_SECONDS
-    return first, last
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counted:
+    """What lies behind N members."""
+
+    counts: NDArray[np.int32]
+    """(N, K, W) events; group 0 is every event."""
+    first_days: NDArray[np.float64]
+    """(N,) days from the first event to the index; nan where there is none."""
+    last_days: NDArray[np.float64]
+    """(N,) days from the last."""
+
+
+class Counter:
+    """Counts events before the index by groups of concepts and windows; makes its tables once."""
+
+    def __init__(self, groups: ConceptTasks, num_groups: int, window_seconds: NDArray[np.int64]) -> None:
+        """`groups` says which of `num_groups` each concept is of; a window of `EVER` has no beginning."""
+        from ml import label_kernel
+
+        self.groups, self.num_groups, self.windows = groups, num_groups, window_seconds
+        self.lookup = np.full((1 << max(4, int(2 * len(groups.concept)).bit_length()), 2), -1, np.int32)
+        label_kernel.fill_table(groups.concept, self.lookup)
+
+    def count(self, moments: Moments, events: Events, hidden: Events, chosen: Events) -> Counted:
+        """Look back from N members (docs/science.md, sections 1 and 2).
+
+        An event counts if it is earlier than the index; where it or the index has only a day, if its day is earlier.
+
+        Args:
+            moments: the members.
+            events: timelines.
+            hidden: a stretch a member: which of these events are no features.
+            chosen: a stretch a member: rows that statements chose for single groups, under negative concepts; they
+                are events of the timeline, too, and count for their groups alone.
+        """
+        from ml import feature_kernel
+
+        n = len(moments.row)
+        counts = np.zeros((n, self.num_groups + 1, len(self.windows)), np.int32)
+        ends = np.full((n, 2), np.iinfo(np.int64).min, np.int64)
+        feature_kernel.look_back(
+            moments.index_seconds, moments.index_date_only, moments.row, events.ptr, events.time, events.concept,
+            hidden.ptr, hidden.time, hidden.concept, chosen.ptr, chosen.time, chosen.concept, self.lookup,
+            self.groups.ptr, self.groups.task, self.windows, counts, ends,
+        )  # fmt: skip
+        known = ends[:, 0] != np.iinfo(np.int64).min
+        days = np.full((n, 2), np.nan)
+        days[known] = (moments.index_seconds[known, None] - ends[known]) / DAY_SECONDS
+        return Counted(counts=counts, first_days=days[:, 0], last_days=days[:, 1])

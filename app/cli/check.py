@@ -80,6 +80,9 @@ def data(
 @check.command("leakage")
 def leakage(
     labels: Annotated[str, typer.Option(help="Label set; its cohort's features are checked, too.")],
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(help="Permute the outcomes and fit a head on this checkpoint's embeddings, too.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a check fails.")] = False,
     detach: Detach = False,
     inline: Inline = False,
@@ -91,18 +94,20 @@ def leakage(
     What passes are these checks; that nothing leaks is more than any check can say.
 
     Examples:
-      lachesis check leakage --labels outcomes
+      lachesis check leakage --labels outcomes --checkpoint d121-tte
       lachesis check leakage --labels outcomes --strict --json
     """
     from app.cli.look import print_table
 
-    result = queue(
-        "leakage", {"labels": labels}, labels, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json
-    )
+    args = {"labels": labels, "checkpoints": checkpoint or []}
+    result = queue("leakage", args, labels, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
     if not result or "checks" not in result:
         return
     if not as_json:
-        print_table([{key: one[key] for key in ("verdict", "name", "found", "asks")} for one in result["checks"]])
+        print_table([{key: one[key] for key in ("verdict", "name", "found")} for one in result["checks"]])
+        for one in result["checks"]:
+            if one["verdict"] != "passed":
+                typer.echo(f"{one['name']}: {one['mend']}.")
     if strict and result["failed"]:
         raise typer.Exit(1)
 

@@ -72,7 +72,9 @@ def print_csv(rows: list[dict[str, Any]]) -> None:
 
 
 def ls(
-    kind: Annotated[str, typer.Argument(help="load, reject, person, cohort, task, label, checkpoint, metric or job.")],
+    kind: Annotated[
+        str, typer.Argument(help="load, reject, person, cohort, task, label, feature, checkpoint, metric or job.")
+    ],
     limit: Annotated[int, typer.Option(help="Rows at the most.", min=1)] = 50,
     stale: Annotated[
         bool, typer.Option("--stale", help="Only what is out of date, and since when: labels, cohorts, checkpoints.")
@@ -115,23 +117,27 @@ MOST_SHOWN = 200
 
 
 def csv_rows(word: str, rows: list[dict[str, Any]], parts: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What `show --csv` prints: a person's timeline, a task set's tasks (all concepts weighed, where it chose)."""
+    """What `show --csv` prints: a timeline, a task set's tasks (all concepts weighed, where it chose), features."""
     if word == "person":
         return parts["timeline"]
     if word == "task":
         return parts["weighed"] or parts["tasks"]
+    if word == "feature":
+        return parts["features"]
     return rows
 
 
 def show(
-    kind: Annotated[str, typer.Argument(help="load, reject, person, cohort, task, label, checkpoint, metric or job.")],
+    kind: Annotated[
+        str, typer.Argument(help="load, reject, person, cohort, task, label, feature, checkpoint, metric or job.")
+    ],
     name: Annotated[str, typer.Argument(help="Its name or id.")],
     limit: Annotated[
         int | None,
         typer.Option(help="Rejects, events or tasks at the most; 200, but all of them with --csv or --json.", min=1),
     ] = None,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Rows as CSV on stdout; of a person the timeline, of a task set its tasks.")
+        bool, typer.Option("--csv", help="Rows as CSV on stdout: a timeline, tasks or features, where they are shown.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

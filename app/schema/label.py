@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    Numeric,
     SmallInteger,
     Text,
     UniqueConstraint,
@@ -430,6 +432,9 @@ class FeatureSet(Base):
     digest: Mapped[bytes] = column("sha256 of definitions and values", LargeBinary)
     created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
     job_id: Mapped[int | None] = column("The job that made them", BigInteger)
+    row_checksum: Mapped[Decimal | None] = column(
+        "Sum of hashes of its rows in label.feature; another sum: someone else changed them", Numeric
+    )
 
 
 class FeatureDefinition(Base):
@@ -473,3 +478,4 @@ class LeakageCheck(Base):
     verdict: Mapped[str] = column("passed, failed or not_checked", Text)
     found: Mapped[str] = column("What was found, or why it was not checked", Text)
     job_id: Mapped[int | None] = column("The job that asked", BigInteger)
+    mend: Mapped[str] = column("What to do where it fails", Text, server_default=text("''"))

@@ -300,21 +300,27 @@ SELECT c.name AS cohort, c.version, count(d.*) AS features, s.definition ->> 'ta
 FROM label.feature_set s JOIN label.cohort c USING (cohort_id) LEFT JOIN label.feature_definition d USING (cohort_id)
 GROUP BY c.name, c.version, s.definition, s.created_at ORDER BY s.created_at DESC LIMIT :limit
 """,
-    one="""
+    one=f"""
 SELECT c.name AS cohort, c.version, s.definition, s.job_id, s.created_at
-FROM label.feature_set s JOIN label.cohort c USING (cohort_id) WHERE c.name = :name AND c.is_current
+FROM label.feature_set s JOIN label.cohort c USING (cohort_id) WHERE {_of("c")}
 """,
     parts=(
         (
             "features",
-            """
-SELECT d.name, d.kind, d.description, count(f.*) AS scans, round(avg(f.value)::numeric, 3)::float8 AS mean,
-       percentile_cont(0.5) WITHIN GROUP (ORDER BY f.value) AS median, d.absent_is_zero
-FROM label.cohort c JOIN label.feature_definition d USING (cohort_id)
-JOIN label.cohort_member m USING (cohort_id)
+            f"""
+SELECT d.name, m.split, d.kind, d.description, count(*) AS scans,
+       round((100.0 * count(f.value) / count(*)), 1)::float8 AS known_percent, avg(v.value)::float8 AS mean,
+       percentile_cont(0.25) WITHIN GROUP (ORDER BY v.value) AS lower_quartile,
+       percentile_cont(0.5) WITHIN GROUP (ORDER BY v.value) AS median,
+       percentile_cont(0.75) WITHIN GROUP (ORDER BY v.value) AS upper_quartile, d.absent_is_zero
+FROM (
+    SELECT c.cohort_id, d.name, d.kind, d.description, d.absent_is_zero
+    FROM label.cohort c JOIN label.feature_definition d USING (cohort_id)
+    WHERE {_of("c")} ORDER BY d.name LIMIT :limit
+) d JOIN label.cohort_member m USING (cohort_id)
 LEFT JOIN label.feature f ON f.cohort_member_id = m.cohort_member_id AND f.name = d.name
-WHERE c.name = :name AND c.is_current GROUP BY d.name, d.kind, d.description, d.absent_is_zero ORDER BY d.name
-LIMIT :limit
+CROSS JOIN LATERAL (SELECT coalesce(f.value, CASE WHEN d.absent_is_zero THEN 0 END) AS value) v
+GROUP BY d.name, m.split, d.kind, d.description, d.absent_is_zero ORDER BY d.name, m.split
 """,
         ),
     ),

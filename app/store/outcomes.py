@@ -129,8 +129,21 @@ the end of that visit.
 
 def statement(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The statement that selects a task's rows among the persons of `cohort_id`, and its other parameters."""
+    spec, values = TaskSpec.from_dict(without_resolved(definition)), parameters(definition)
+    if not spec.by_codes:
+        return (STAY_STARTS if spec.clock == "discharge" else VISIT_STARTS), values
+    condition, more = event_condition(definition)
+    coded = CODED.format(time="e.time", date_only="e.date_only")
+    return (
+        f"SELECT DISTINCT e.person_id, {coded} FROM omop.event e JOIN {PERSONS} m USING (person_id) WHERE {condition}",
+        values | more,
+    )
+
+
+def parameters(definition: dict[str, Any]) -> dict[str, Any]:
+    """What every statement of a task is given."""
     spec, resolved = TaskSpec.from_dict(without_resolved(definition)), definition["resolved"]
-    values: dict[str, Any] = {
+    return {
         "concepts": resolved["concepts"],
         "narrower": resolved.get("descendants", spec.descendants),
         "descendants": spec.descendants,
@@ -138,8 +151,12 @@ def statement(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         "visit_concepts": list(spec.visit_concepts),
         "domains": [DOMAINS[domain] for domain in spec.domains],
     }
-    if not spec.by_codes:
-        return (STAY_STARTS if spec.clock == "discharge" else VISIT_STARTS), values
+
+
+def event_condition(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Which rows `e` of omop.event are those of a task by codes, and the parameters of its value rules."""
+    spec, resolved = TaskSpec.from_dict(without_resolved(definition)), definition["resolved"]
+    values: dict[str, Any] = {}
     conditions = [
         f"(e.concept_id IN ({WITH_DESCENDANTS}) OR e.source_concept_id = ANY (%(source_concepts)s::int[]))"
         if resolved["source_concepts"]
@@ -158,12 +175,7 @@ def statement(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             values |= {f"{bound}_{n}": getattr(rule, bound) for bound in BOUNDS}
             values[f"value_concepts_{n}"] = list(rule.value_concepts)
         conditions.append("(" + " OR ".join(rules) + ")")
-    coded = CODED.format(time="e.time", date_only="e.date_only")
-    return (
-        f"SELECT DISTINCT e.person_id, {coded} FROM omop.event e JOIN {PERSONS} m USING (person_id) "
-        f"WHERE {' AND '.join(conditions)}",
-        values,
-    )
+    return " AND ".join(conditions), values
 
 
 BOUNDS = {"above": ">", "at_least": ">=", "below": "<", "at_most": "<="}

@@ -1,4 +1,4 @@
-"""Whether scans meet the records of their persons: a CT procedure, or any visit, on the day of the scan."""
+"""Whether scans meet the records of their persons: a CT procedure, or any visit, on the day of the scan or near it."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ WITH scan AS (
 ), met AS (
     SELECT EXISTS (
                SELECT FROM omop.event e WHERE e.person_id = s.person_id AND e.domain = 'p'
-               AND e.time >= s.day AND e.time < s.day + 1 AND e.concept_id = ANY (CAST(:ct AS int[]))
+               AND e.time >= s.day - CAST(:slack AS int) AND e.time < s.day + 1 + CAST(:slack AS int)
+               AND e.concept_id = ANY (CAST(:ct AS int[]))
            ) AS ct,
            EXISTS (
                SELECT FROM omop.visit_occurrence v WHERE v.person_id = s.person_id
-               AND v.visit_start_datetime < s.day + 1 AND coalesce(v.visit_end_date, v.visit_start_date) >= s.day
+               AND v.visit_start_datetime < s.day + 1 + CAST(:slack AS int)
+               AND coalesce(v.visit_end_date, v.visit_start_date) >= s.day - CAST(:slack AS int)
            ) AS visit
     FROM scan s
 )
@@ -53,8 +55,8 @@ SELECT count(*), count(*) FILTER (WHERE ct), count(*) FILTER (WHERE ct OR visit)
 """
 
 
-def count_scan_days(connection: Connection, scans: Sequence[tuple[int, Any]]) -> ScanDays:
-    """How many of (person_id, day) meet a CT procedure, or that or a visit.
+def count_scan_days(connection: Connection, scans: Sequence[tuple[int, Any]], *, slack_days: int = 0) -> ScanDays:
+    """How many of (person_id, day) meet a CT procedure, or that or a visit, at most `slack_days` days away.
 
     CT procedures are those of SNOMED's concept and its descendants, where the vocabulary has these; else procedures
     whose concept's name says so.
@@ -64,7 +66,6 @@ def count_scan_days(connection: Connection, scans: Sequence[tuple[int, Any]]) ->
     ct, by = list(connection.execute(text(_DESCENDANTS), {"code": CT_CODE}).scalars()), f"SNOMED {CT_CODE}"
     if not ct:
         ct, by = list(connection.execute(text(_NAMED), {"name": CT_NAME}).scalars()), "concept name"
-    row = connection.execute(
-        text(_DAYS), {"persons": [person for person, _ in scans], "days": [day for _, day in scans], "ct": ct}
-    ).one()
+    persons, days = [person for person, _ in scans], [day for _, day in scans]
+    row = connection.execute(text(_DAYS), {"persons": persons, "days": days, "ct": ct, "slack": slack_days}).one()
     return ScanDays(scans=row[0], with_ct=row[1], with_ct_or_visit=row[2], ct_by=by)

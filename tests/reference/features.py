@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 DAY = dt.timedelta(days=1)
@@ -24,24 +24,27 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """One visit, with times of day."""
+    """One visit; without an end it is a moment."""
 
     key: int
     concept: int
     start: dt.datetime
-    end: dt.datetime
+    end: dt.datetime | None
+    date_only: bool = False
+    end_date_only: bool = False
 
 
-def is_before(event: Event, index: dt.datetime, *, index_date_only: bool) -> bool:
-    if event.date_only or index_date_only:
-        return event.time.date() < index.date()
-    return event.time < index
+def is_before(time: dt.datetime, date_only: bool, index: dt.datetime, *, index_date_only: bool) -> bool:
+    if date_only or index_date_only:
+        return time.date() < index.date()
+    return time < index
 
 
 def is_open(visit: Visit, index: dt.datetime, *, index_date_only: bool) -> bool:
-    if not visit.start < index:
+    if not is_before(visit.start, visit.date_only, index, index_date_only=index_date_only):
         return False
-    return visit.end.date() >= index.date() if index_date_only else visit.end >= index
+    end, end_date_only = (visit.start, visit.date_only) if visit.end is None else (visit.end, visit.end_date_only)
+    return end.date() >= index.date() if index_date_only or end_date_only else end >= index
 
 
 def features(
@@ -51,28 +54,32 @@ def features(
     *,
     index_date_only: bool,
     windows: Sequence[int],
-    groups: Mapping[str, frozenset[int]],
+    groups: Mapping[str, Callable[[Event], bool]],
     pairs: Sequence[tuple[int, int]],
 ) -> dict[str, float]:
-    """Every feature but age and sex; what is nought is left out."""
-    before = [e for e in events if is_before(e, index, index_date_only=index_date_only)]
+    """Every feature but age and sex; what is nought is left out. Of values of one second the later row is the last."""
+    before = [e for e in events if is_before(e.time, e.date_only, index, index_date_only=index_date_only)]
     open_visits = [v for v in visits if is_open(v, index, index_date_only=index_date_only)]
     keys = {v.key for v in open_visits}
     shown = [e for e in before if not (e.domain == "c" and e.visit in keys)]
     found: dict[str, float] = {}
-    for name, concepts in {"events": None, **groups}.items():
-        chosen = [e for e in shown if concepts is None or e.concept in concepts]
+    for name, wanted in {"events": lambda e: True, **groups}.items():
+        chosen = [e for e in shown if wanted(e)]
         for days in (*windows, None):
             count = sum(days is None or index - e.time <= days * DAY for e in chosen)
             if count:
                 found[f"{name}_{days}d" if days else f"{name}_ever"] = count
-    if before:
-        found["days_since_first_event"] = (index - min(e.time for e in before)) / DAY
-        found["days_since_last_event"] = (index - max(e.time for e in before)) / DAY
+    if shown:
+        found["days_since_first_event"] = (index - min(e.time for e in shown)) / DAY
+        found["days_since_last_event"] = (index - max(e.time for e in shown)) / DAY
     for concept, unit in pairs:
-        values = [e for e in before if e.value is not None and (e.concept, e.unit) == (concept, unit)]
+        values = [
+            (e.time, n, e)
+            for n, e in enumerate(before)
+            if e.domain == "m" and e.value is not None and (e.concept, e.unit) == (concept, unit)
+        ]
         if values:
-            last = max(values, key=lambda e: e.time)
+            last = max(values)[2]
             found[f"value_{concept}_{unit}"] = float(last.value or 0)
             found[f"value_days_{concept}_{unit}"] = (index - last.time) / DAY
     if open_visits:

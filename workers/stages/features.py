@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +14,26 @@ from numpy.typing import NDArray
 from app.errors import InputError
 from app.store import features as store
 from app.store import names
-from app.store.features import Definition
+from app.store.features import Column, Definition
 from app.store.work import Work
-from ml.features import EVER, Events, count_before, first_and_last
-from ml.labelling import DAY_SECONDS, ConceptTasks
-from workers.bridge import Members, binary_cursor, read_members, read_timelines
-from workers.bridge import labelling as bridge
+from ml.features import EVER, Counter, Events, Moments
+from ml.labelling import DAY_SECONDS
+from workers.bridge import Members, read_members, read_timelines
+from workers.bridge.features import (
+    LookBack,
+    hidden_events,
+    read_dates_alone,
+    read_feature_tasks,
+    read_look_back,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 WINDOWS = (30, 365)
 LAST_VALUES = 20
-CHUNK_MEMBERS = 2_048
+CHUNK_MEMBERS = 1_024
 MAX_TASKS = 1_000
-
-Values = dict[str, list[tuple[int, float]]]
-"""Feature → (row of the member, value), members ascending."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +54,7 @@ class Found:
     """Features of a cohort."""
 
     definitions: list[Definition]
-    values: Values
+    columns: dict[str, Column]
     members: Members
 
 
@@ -59,7 +63,7 @@ def features(work: Work) -> dict[str, Any]:
 
     Raises:
         UnknownName: no such cohort or task set.
-        InputError: windows or the number of last values make no sense.
+        InputError: windows or the number of last values make no sense, or two features would have one name.
     """
     windows = tuple(sorted({int(days) for days in work.args.get("windows") or WINDOWS}))
     number = int(work.args.get("values", LAST_VALUES))
@@ -69,143 +73,77 @@ def features(work: Work) -> dict[str, Any]:
         connection = connection.execution_options(isolation_level="REPEATABLE READ")
         cohort = names.find(connection, "cohort", str(work.args.get("cohort")))
         tasks = work.args.get("tasks")
-        asked = Asked(
-            windows=windows,
-            values=number,
-            task_set=names.find(connection, "task set", str(tasks)) if tasks else None,
-        )
+        task_set = names.find(connection, "task set", str(tasks)) if tasks else None
+        asked = Asked(windows=windows, values=number, task_set=task_set)
         found = compute(work, connection, cohort.id, asked)
         connection.rollback()
-    digest = store.digest_of(cohort.digest, found.definitions, found.values)
+    digest = store.digest_of(cohort.digest, found.definitions, found.columns)
     result = {
         "cohort": cohort.name,
         "version": cohort.version,
         "members": len(found.members.member),
         "features": len(found.definitions),
-        "values": sum(map(len, found.values.values())),
+        "values": sum(len(column.place) for column in found.columns.values()),
     }
     with work.transaction() as connection:
         names.lock(connection, "cohort", cohort.name)
-        if store.current_digest(connection, cohort.id) == digest:
+        before = store.stored(connection, cohort.id)
+        if before is not None and before.digest == digest and before.is_intact:
             return result | {"unchanged": True}
-        rows = member_rows(found)
-        store.replace(connection, cohort.id, found.definitions, rows, digest, asked.definition(), work.job_id)
+        store.replace(
+            connection, cohort.id, found.definitions, found.columns, found.members.member,
+            digest=digest, asked=asked.definition(), job_id=work.job_id,
+        )  # fmt: skip
     return result | {"unchanged": False}
 
 
-def member_rows(found: Found) -> Iterator[tuple[int, str, float]]:
-    """Rows of label.feature."""
-    keys = found.members.member.tolist()
-    for name, values in found.values.items():
-        for place, value in values:
-            yield keys[place], name, value
-
-
-def compute(work: Work, connection: Connection, cohort_id: int, asked: Asked, *, truncate: bool = False) -> Found:
-    """All features of a cohort; with `truncate` every event from the index on is taken away first."""
+def compute(work: Work, connection: Connection, cohort_id: int, asked: Asked, *, truncated: bool = False) -> Found:
+    """All features of a cohort; with `truncated`, everything from each member's index on is taken away first."""
     members = read_members(connection, cohort_id)
-    looked = look_back(connection, cohort_id, asked.values)
-    index_date_only = dates_alone(connection, cohort_id)
-    task_names, groups = concept_groups(connection, asked.task_set)
-    definitions = definitions_of(task_names, asked, looked)
-    values: Values = {definition.name: [] for definition in definitions}
-    put_dense(values, "age_years", members.age_years)
-    put_dense(values, "sex_female", members.female)
+    looked = read_look_back(connection, cohort_id, members, asked.values, truncated=truncated)
+    tasks = read_feature_tasks(connection, cohort_id, members, asked.task_set, truncated=truncated)
+    if len(tasks.names) > MAX_TASKS:
+        raise InputError(
+            f"Expected at most {MAX_TASKS:,} tasks to count by, got {len(tasks.names):,}; give a smaller set."
+        )
+    definitions = definitions_of(tasks.names, asked, looked)
+    made = Making(asked.windows, tasks.names)
+    made.put("age_years", members.age_years)
+    made.put("sex_female", members.female)
+    day_alone = read_dates_alone(connection, cohort_id)
     hidden = hidden_events(looked, members)
     windows = np.array([*(days * DAY_SECONDS for days in asked.windows), EVER], np.int64)
-    for part in parts(members):
-        work.progress(int(part[0]), len(members.member), "scans", "counting")
-        index, alone = members.index_seconds[part], index_date_only[part]
+    counter = Counter(tasks.groups, len(tasks.names), windows)
+    for part in parts(len(members.member)):
+        work.progress(part.start, len(members.member), "scans", "counting")
         timelines = read_timelines(connection, members.person[part])
         events = Events(ptr=timelines.ptr, time=timelines.time, concept=timelines.concept)
-        place = np.searchsorted(timelines.person, members.person[part])
-        if truncate:
-            events, place = truncated(events, place, index)
-        counts = count_before(index, alone, place, events, groups, len(task_names), windows)
-        counts -= count_before(index, alone, part, hidden, groups, len(task_names), windows)
-        put_counts(values, part, counts, task_names, asked.windows)
-        first, last = first_and_last(index, alone, place, events)
-        put_dense(values, "days_since_first_event", first, part)
-        put_dense(values, "days_since_last_event", last, part)
-    put_looked(values, looked, members)
-    return Found(definitions=definitions, values=values, members=members)
+        row = np.searchsorted(timelines.person, members.person[part])
+        index = members.index_seconds[part]
+        if truncated:
+            events, row = events.before(row, index), np.arange(len(row))
+        moments = Moments(index_seconds=index, index_date_only=day_alone[part], row=row)
+        counted = counter.count(moments, events, stretches_of(hidden, part), stretches_of(tasks.chosen, part))
+        made.put_counts(counted.counts, part.start)
+        made.put("days_since_first_event", counted.first_days, part.start)
+        made.put("days_since_last_event", counted.last_days, part.start)
+    made.put_looked(looked)
+    return Found(definitions=definitions, columns=made.columns(definitions), members=members)
 
 
-def truncated(
-    events: Events, place: NDArray[np.int64], index_seconds: NDArray[np.int64]
-) -> tuple[Events, NDArray[np.int64]]:
-    """A stretch of its own for each member, without what happened from its index on."""
-    times, concepts, ptr = [], [], [0]
-    for n, where in enumerate(place):
-        stretch = slice(events.ptr[where], events.ptr[where + 1])
-        seconds = events.time[stretch] >> 1
-        kept = seconds < index_seconds[n]
-        times.append(events.time[stretch][kept])
-        concepts.append(events.concept[stretch][kept])
-        ptr.append(ptr[-1] + int(kept.sum()))
-    made = Events(
-        ptr=np.array(ptr, np.int64),
-        time=np.concatenate(times) if times else events.time[:0],
-        concept=np.concatenate(concepts) if concepts else events.concept[:0],
-    )
-    return made, np.arange(len(place), dtype=np.int64)
+def parts(size: int) -> Iterator[slice]:
+    """Stretches of members."""
+    for begin in range(0, size, CHUNK_MEMBERS):
+        yield slice(begin, min(size, begin + CHUNK_MEMBERS))
 
 
-def parts(members: Members) -> Iterator[NDArray[np.int64]]:
-    """Rows of members, some at a time."""
-    order = np.arange(len(members.member), dtype=np.int64)
-    for begin in range(0, len(order), CHUNK_MEMBERS):
-        yield order[begin : begin + CHUNK_MEMBERS]
+def stretches_of(events: Events, part: slice) -> Events:
+    """The stretches of some members; events are not copied."""
+    return Events(ptr=events.ptr[part.start : part.stop + 1], time=events.time, concept=events.concept)
 
 
-def dates_alone(connection: Connection, cohort_id: int) -> NDArray[np.bool_]:
-    """(N,) whether only the day of a member's scan is known, members ascending."""
-    statement = "SELECT index_date_only FROM label.cohort_member WHERE cohort_id = %s ORDER BY cohort_member_id"
-    return np.array([row[0] for row in binary_cursor(connection).execute(statement, (cohort_id,))], np.bool_)
-
-
-def concept_groups(connection: Connection, task_set: names.Version | None) -> tuple[list[str], ConceptTasks]:
-    """Names of the tasks that concepts alone describe, and which concepts are theirs."""
-    if task_set is None:
-        return [], ConceptTasks.of_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    tasks = bridge.read_label_tasks(connection, task_set.id)
-    statement = "SELECT name FROM label.task WHERE task_set_id = %s ORDER BY position"
-    found = [row[0] for row in binary_cursor(connection).execute(statement, (task_set.id,))]
-    if len(found) > MAX_TASKS:
-        raise InputError(f"Expected at most {MAX_TASKS:,} tasks to count by, got {len(found):,}; give a smaller set.")
-    pairs = bridge.read_concept_tasks(connection, task_set.id, tasks)
-    known = pairs.concept >= 0  # rows that statements choose have negative ones
-    concept = np.repeat(pairs.concept, np.diff(pairs.ptr)).astype(np.int64)
-    kept = np.repeat(known, np.diff(pairs.ptr))
-    return found, ConceptTasks.of_pairs(concept[kept], pairs.task[kept].astype(np.int64))
-
-
-Looked = dict[str, list[tuple[int, int, int, int, float]]]
-"""What the statement tells, by kind: (cohort_member_id, time, concept, unit, number)."""
-
-
-def look_back(connection: Connection, cohort_id: int, number: int) -> Looked:
-    """The one statement over omop.event."""
-    found: Looked = defaultdict(list)
-    values = {"cohort_id": cohort_id, "values": number}
-    for kind, *row in binary_cursor(connection).execute(store.LOOK_BACK, values):
-        found[kind].append((row[0], row[1], row[2], row[3], row[4]))
-    return found
-
-
-def hidden_events(looked: Looked, members: Members) -> Events:
-    """Conditions of visits that are open at a member's index, a stretch a member."""
-    rows = sorted((member, time, concept) for member, time, concept, _, _ in looked["hidden"])
-    member = np.array([row[0] for row in rows], np.int64)
-    return Events(
-        ptr=np.concatenate([np.searchsorted(member, members.member), [len(rows)]]).astype(np.int64),
-        time=np.array([row[1] for row in rows], np.int64),
-        concept=np.array([row[2] for row in rows], np.int32),
-    )
-
-
-def definitions_of(task_names: Sequence[str], asked: Asked, looked: Looked) -> list[Definition]:
-    """Every feature that is made, in the order in which they are shown."""
+def definitions_of(task_names: Sequence[str], asked: Asked, looked: LookBack) -> list[Definition]:
+    """Every feature that is made, in the order in which they are shown. Raises InputError where two have one name."""
     made = [
         Definition(name="age_years", kind="demographic", description="Age at the scan, years"),
         Definition(name="sex_female", kind="demographic", description="1 female, 0 male"),
@@ -215,68 +153,77 @@ def definitions_of(task_names: Sequence[str], asked: Asked, looked: Looked) -> l
     for group, what in (("events", "Events"), *((name, f"Events of the task {name}") for name in task_names)):
         for days in (*asked.windows, None):
             said = f"{what} in the {days} days before the scan" if days else f"{what} before the scan"
-            name = f"{group}_{days}d" if days else f"{group}_ever"
+            name = count_name(group, days)
             made.append(Definition(name=name, kind="count", description=said, window_days=days, absent_is_zero=True))
-    for concept, unit in sorted({(row[2], row[3]) for row in looked["value"]}):
+    for concept, unit in sorted(set(looked["value"][["concept", "unit"]].tolist())):
         for prefix, kind, said in (
             ("value", "value", "Last value before the scan"),
             ("value_days", "time", "Days from that value to the scan"),
         ):
             name = f"{prefix}_{concept}_{unit}"
             made.append(Definition(name=name, kind=kind, description=said, concept_id=concept, unit_concept_id=unit))
-    made.append(
-        Definition(name="visit_open", kind="visit", description="1: a visit is open at the scan", absent_is_zero=True)
-    )
+    said = "1: a visit is open at the scan"
+    made.append(Definition(name="visit_open", kind="visit", description=said, absent_is_zero=True))
     made.append(Definition(name="visit_open_days", kind="visit", description="Days since the longest of them began"))
-    for concept in sorted({row[2] for row in looked["open"]}):
-        said = f"1: a visit of concept {concept} is open at the scan"
-        made.append(
-            Definition(
-                name=f"visit_open_{concept}", kind="visit", description=said, concept_id=concept, absent_is_zero=True
-            )
-        )
+    for concept in sorted(set(looked["open"]["concept"].tolist())):
+        said, name = f"1: a visit of concept {concept} is open at the scan", f"visit_open_{concept}"
+        made.append(Definition(name=name, kind="visit", description=said, concept_id=concept, absent_is_zero=True))
+    twice = [name for name, times in Tally(d.name for d in made).items() if times > 1]
+    if twice:
+        raise InputError(f"Expected features of different names, got {twice[0]} twice; give that task another name.")
     return made
 
 
-def put_dense(values: Values, name: str, numbers: NDArray[np.float64], part: NDArray[np.int64] | None = None) -> None:
-    """What is known of a feature, member by member."""
-    places = np.arange(len(numbers)) if part is None else part
-    known = np.isfinite(numbers)
-    values[name] += zip(places[known].tolist(), numbers[known].tolist(), strict=True)
+def count_name(group: str, days: int | None) -> str:
+    """The name of a count within some days, or of all."""
+    return f"{group}_{days}d" if days else f"{group}_ever"
 
 
-def put_counts(
-    values: Values,
-    part: NDArray[np.int64],
-    counts: NDArray[np.int32],
-    task_names: Sequence[str],
-    windows: Sequence[int],
-) -> None:
-    """Counts that are not zero."""
-    for group, name in enumerate(("events", *task_names)):
-        for window, days in enumerate((*windows, None)):
-            column = counts[:, group, window]
-            some = np.flatnonzero(column)
-            feature = f"{name}_{days}d" if days else f"{name}_ever"
-            values[feature] += zip(part[some].tolist(), column[some].astype(float).tolist(), strict=True)
+class Making:
+    """Columns of features as their parts come in."""
+
+    def __init__(self, windows: Sequence[int], task_names: Sequence[str]) -> None:
+        self._parts: dict[str, list[tuple[NDArray[np.int64], NDArray[Any]]]] = defaultdict(list)
+        self._counts = [[count_name(group, days) for days in (*windows, None)] for group in ("events", *task_names)]
+
+    def put(self, name: str, numbers: NDArray[np.float64], begin: int = 0) -> None:
+        """What is known of a feature of the members from `begin` on."""
+        known = np.flatnonzero(np.isfinite(numbers))
+        self._parts[name].append((begin + known, numbers[known]))
+
+    def put_counts(self, counts: NDArray[np.int32], begin: int) -> None:
+        """Counts (N, K, W) that are not zero."""
+        for group, by_window in enumerate(self._counts):
+            for window, name in enumerate(by_window):
+                some = np.flatnonzero(counts[:, group, window])
+                self._parts[name].append((begin + some, counts[some, group, window]))
+
+    def put_looked(self, looked: LookBack) -> None:
+        """Last values and open visits."""
+        values = looked["value"]
+        for concept, unit in sorted(set(values[["concept", "unit"]].tolist())):
+            rows = values[(values["concept"] == concept) & (values["unit"] == unit)]
+            self._parts[f"value_{concept}_{unit}"].append((rows["place"], rows["number"]))
+            self._parts[f"value_days_{concept}_{unit}"].append((rows["place"], rows["time"] / DAY_SECONDS))
+        visits = looked["open"]
+        longest = np.sort(visits, order=["place", "number"])
+        longest = longest[np.diff(longest["place"], append=-1) != 0]
+        self._parts["visit_open"].append((longest["place"], np.ones(len(longest))))
+        self._parts["visit_open_days"].append((longest["place"], longest["number"]))
+        for concept in sorted(set(visits["concept"].tolist())):
+            place = np.unique(visits["place"][visits["concept"] == concept])
+            self._parts[f"visit_open_{concept}"].append((place, np.ones(len(place))))
+
+    def columns(self, definitions: Sequence[Definition]) -> dict[str, Column]:
+        """All features, also such as nobody has."""
+        return {definition.name: _column(self._parts.get(definition.name, [])) for definition in definitions}
 
 
-def put_looked(values: Values, looked: Looked, members: Members) -> None:
-    """Last values and open visits."""
-    place = {int(member): n for n, member in enumerate(members.member.tolist())}
-    for member, seconds, concept, unit, number in sorted(looked["value"]):
-        values[f"value_{concept}_{unit}"].append((place[member], number))
-        values[f"value_days_{concept}_{unit}"].append((place[member], seconds / DAY_SECONDS))
-    longest: dict[int, float] = {}
-    kinds: set[tuple[int, int]] = set()
-    for member, _, concept, _, days in looked["open"]:
-        longest[place[member]] = max(days, longest.get(place[member], 0.0))
-        kinds.add((concept, place[member]))
-    for row, days in sorted(longest.items()):
-        values["visit_open"].append((row, 1.0))
-        values["visit_open_days"].append((row, days))
-    for concept, row in sorted(kinds):
-        values[f"visit_open_{concept}"].append((row, 1.0))
+def _column(parts_of: Sequence[tuple[NDArray[np.int64], NDArray[Any]]]) -> Column:
+    place = np.concatenate([np.zeros(0, np.int64), *(place for place, _ in parts_of)])
+    value = np.concatenate([np.zeros(0, np.float32), *(value.astype(np.float32) for _, value in parts_of)])
+    order = np.argsort(place, kind="stable")
+    return Column(place=place[order], value=value[order])
 
 
 def asked_before(connection: Connection, definition: Mapping[str, Any]) -> Asked:
