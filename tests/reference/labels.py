@@ -88,6 +88,7 @@ class Vocabulary:
 
     descendants: Mapping[int, frozenset[int]] = field(default_factory=dict)
     source_concepts: Mapping[str, int] = field(default_factory=dict)
+    """VOCABULARY/CODE → its concept."""
 
     def expand(self, concepts: Sequence[int], *, descendants: bool) -> set[int]:
         found = set(concepts)
@@ -95,6 +96,15 @@ class Vocabulary:
             for concept in concepts:
                 found |= self.descendants.get(concept, frozenset())
         return found
+
+    def of(self, task: TaskSpec) -> set[int]:
+        """Standard concepts of a task, less what it excludes."""
+
+        def named(concepts: Sequence[int], codes: Sequence[str]) -> set[int]:
+            return self.expand([*concepts, *(self.source_concepts[c] for c in codes)], descendants=task.descendants)
+
+        away = named(task.exclude_concepts, task.exclude_vocabulary_codes)
+        return named(task.concepts, task.vocabulary_codes) - away
 
 
 def end_of_day(day: dt.date) -> dt.datetime:
@@ -194,7 +204,7 @@ def value_meets(event: Event, rule: ValueRule) -> bool:
         return True
     return (
         event.value is not None
-        and (event.unit or 0) == rule.unit
+        and rule.unit in ("any", event.unit or 0)
         and (rule.above is None or event.value > rule.above)
         and (rule.at_least is None or event.value >= rule.at_least)
         and (rule.below is None or event.value < rule.below)
@@ -206,11 +216,11 @@ def occurrences(task: TaskSpec, person: Person, words: Vocabulary) -> list[tuple
     """(time, date_only) of all rows that are the task's outcome, anywhere in the record."""
     kinds = words.expand(task.visit_concepts, descendants=task.descendants)
     sources = {words.source_concepts[code] for code in task.source_codes}
-    if not task.concepts and not sources:
+    if not task.by_codes:
         if task.clock == "discharge":
             return [(s.start, s.start_date_only) for s in stays(person, kinds)]
         return [(v.start, v.start_date_only) for v in person.visits if v.concept in kinds]
-    wanted = words.expand(task.concepts, descendants=task.descendants)
+    wanted = words.of(task)
     kind_of = {v.key: v.concept for v in person.visits}
     return [
         (e.time, e.date_only)
@@ -270,6 +280,17 @@ def is_barred(task: TaskSpec, member: Member, person: Person, end: dt.datetime, 
     if clock is not None and person.death is not None:
         return person.death <= clock or (person.death_date_only and person.death.date() == clock.date())
     return False
+
+
+def binary(found: Label, horizon_days: int) -> str:
+    """What a label says at a horizon."""
+    if found.seconds is None:
+        return found.status
+    if found.status == "event" and found.seconds <= horizon_days * 86_400:
+        return "event"
+    if found.status == "competing" or found.seconds >= horizon_days * 86_400:
+        return "negative"
+    return "censored"
 
 
 def is_in_visit(person: Person, member: Member, row: tuple[dt.datetime, bool]) -> bool:

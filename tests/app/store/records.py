@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 EPOCH = dt.datetime(1970, 1, 1)
+SECOND = dt.timedelta(seconds=1)
 
 
 class Records:
@@ -82,7 +83,7 @@ class Records:
         date_only: bool = False, end_date_only: bool = False,
     ) -> int:  # fmt: skip
         """A visit and its start as an event; its id."""
-        visit_id = key or next(self.ids)
+        visit_id = next(self.ids) if key is None else key
         self.do(
             "INSERT INTO omop.visit_occurrence (visit_occurrence_id, person_id, visit_concept_id, "
             "visit_start_datetime, visit_end_datetime, date_only, end_date_only, load_id) "
@@ -137,9 +138,7 @@ class Records:
         ).all()
         self.do("TRUNCATE omop.timeline")
         for person_id, group in itertools.groupby(rows, key=lambda row: row.person_id):
-            coded = sorted(
-                (round((row.time - EPOCH).total_seconds()) * 2 + row.date_only, row.concept_id) for row in group
-            )
+            coded = sorted(((row.time - EPOCH) // SECOND * 2 + row.date_only, row.concept_id) for row in group)
             times = struct.pack(f"<{len(coded)}q", *(time for time, _ in coded))
             concepts = struct.pack(f"<{len(coded)}i", *(concept for _, concept in coded))
             self.do(
