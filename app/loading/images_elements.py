@@ -1,4 +1,5 @@
-"""The elements of a DICOM header, from the first bytes of a file, at the speed of reading them.
+"""The elements of a DICOM header, import re
+from the first bytes of a file, at the speed of reading them.
 
 Only what most files are made of is understood: little-endian data sets with plain text, whose elements are of the type
 that the dictionary gives them (DICOM PS3.5, 7.1 and 7.5). Anything else is None, and pydicom reads the file instead; a
@@ -7,6 +8,7 @@ test holds the two together on real files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from struct import Struct, error
 from typing import Any
@@ -17,6 +19,7 @@ FIRST_BYTES = 65_536
 _IMPLICIT = b"1.2.840.10008.1.2"
 _OTHER_DATA_SETS = (b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99")
 """Big endian, and deflated."""
+_UID = re.compile(rb"[0-9.]{1,64}")
 _META = 0x0002
 _UNDEFINED = 0xFFFFFFFF
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
@@ -148,7 +151,7 @@ def _after_meta(data: bytes) -> tuple[int, bytes]:
         place = start + length
         if tag == _SYNTAX:
             syntax = data[start:place].rstrip(b"\0 ")
-    if not syntax or syntax in _OTHER_DATA_SETS:
+    if not _UID.fullmatch(syntax) or syntax in _OTHER_DATA_SETS:
         raise _Strange
     return place, syntax
 
