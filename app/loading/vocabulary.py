@@ -381,5 +381,5 @@ def _result(read: Read, options: Options, brought: Mapping[str, int], older: int
         "not_in_this_release": older,
         "ignored": read.ignored,
         "warnings": read.warnings,
-        "summary": "; ".join([summary, *read.warnings]),
+        "summary": ". ".join([summary, *(said.removesuffix(".") for said in read.warnings)]),
     }

@@ -15,7 +15,7 @@ from app.loading import omop, vocabulary
 from app.loading.vocabulary_files import line_feeds
 from app.store.work import InlineWork
 from tests.app.loading import athena
-from tests.app.loading.extracts import CONDITION_HEADER, conditions, extract, one, rows
+from tests.app.loading.extracts import CONDITION_HEADER, conditions, extract, one, rows, write
 
 Make = Callable[..., InlineWork]
 
@@ -311,3 +311,16 @@ def test_indexes_that_are_built_anew_are_the_same_afterwards(
     vocabulary.load(work(path=str(tmp_path / "athena"), full=True))
     assert rows(engine, indexes) == before
     assert one(engine, "SELECT count(*) FROM omop.concept") == len(athena.CONCEPTS)
+
+
+def test_a_delta_brings_what_its_new_concepts_need_and_is_counted(work: Make, engine: Engine, tmp_path: Path) -> None:
+    omop.load(work(path=str(extract(tmp_path / "omop", condition_occurrence=[CONDITION_HEADER, more(1, 301)]))))
+    vocabulary.load(work(path=str(athena.write(tmp_path / "athena"))))
+    assert one(engine, "SELECT count(*) FROM omop.concept WHERE concept_id IN (91, 90, 302)") == 0
+    delta = write(tmp_path / "delta", {"condition_occurrence": [CONDITION_HEADER, more(2, 91), more(3, 301, 600)]})
+    omop.load(work(path=str(delta), mode="append"))
+    assert one(engine, "SELECT count(*) FROM omop.concept WHERE concept_id IN (91, 90, 302, 600)") == 4
+    above = "SELECT ancestor_concept_id FROM omop.concept_ancestor WHERE descendant_concept_id = 91 ORDER BY 1"
+    assert rows(engine, above) == [(10,), (90,), (91,)]
+    counts = "SELECT concept_id, num_events, num_persons, num_source_events FROM omop.concept_count ORDER BY 1"
+    assert rows(engine, counts) == [(0, 0, 0, 2), (91, 1, 1, 0), (301, 2, 1, 0), (600, 0, 0, 1)]
