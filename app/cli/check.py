@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import Detach, DryRun, Inline, queue
+from app.cli.options import AsJson, Detach, DryRun, Inline, existing, queue
 from app.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from app.store.checks import Finding
     from app.tasks import TaskSpec
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 check = typer.Typer(no_args_is_help=True, help="Check what is in the store.", rich_markup_mode=None)
 
@@ -153,12 +151,10 @@ def asked_specs(
     connection: Connection, files: list[Path], names: list[str], task_set: str | None, labels: str | None
 ) -> list[TaskSpec]:
     """The tasks that files, names, a task set or a label set give. Raises InputError where none is given."""
-    from app.cli.options import existing
     from app.store.tasks import specs_of
-    from app.tasks import builtin, clinical_task_names, read_task_files
+    from app.tasks import chosen_tasks
 
-    specs = [spec for file in files for spec in read_task_files(Path(existing(file, "a task file")))]
-    specs += [builtin(n) for given in names for n in (clinical_task_names() if given == "clinical" else [given])]
+    specs = chosen_tasks(names, [Path(existing(file, "a task file")) for file in files])
     if task_set is not None:
         specs += specs_of(connection, task_set=task_set)
     if labels is not None:

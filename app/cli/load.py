@@ -14,6 +14,14 @@ Source = Annotated[
     str | None, typer.Option(help="Where the extract comes from; a snapshot replaces what this source loaded before.")
 ]
 
+MaxRejects = Annotated[float, typer.Option(help="Largest share of rejected rows of an event table.", min=0, max=1)]
+AllowShrink = Annotated[
+    bool, typer.Option("--allow-shrink", help="Publish although over 5 % of rows or persons vanish.")
+]
+DataCut = Annotated[str | None, typer.Option(help="Last day of the data, YYYY-MM-DD.")]
+MidnightIsTime = Annotated[
+    bool, typer.Option("--midnight-is-time", help="Read 00:00:00 as a time, not as a date without one.")
+]
 ShiftDates = Annotated[
     Path | None, typer.Option(help="Move each person's dates by an offset of their own, by the key in this file.")
 ]
@@ -37,16 +45,10 @@ def load_omop(
             "rows, replaces those of known keys, and removes those marked in a column deleted."
         ),
     ] = "snapshot",
-    max_rejects: Annotated[
-        float, typer.Option(help="Largest share of rejected rows of an event table.", min=0, max=1)
-    ] = 0.05,
-    allow_shrink: Annotated[
-        bool, typer.Option("--allow-shrink", help="Publish although over 5 % of rows or persons vanish.")
-    ] = False,
-    data_cut: Annotated[str | None, typer.Option(help="Last day of the data, YYYY-MM-DD.")] = None,
-    midnight_is_time: Annotated[
-        bool, typer.Option("--midnight-is-time", help="Read 00:00:00 as a time, not as a date without one.")
-    ] = False,
+    max_rejects: MaxRejects = 0.05,
+    allow_shrink: AllowShrink = False,
+    data_cut: DataCut = None,
+    midnight_is_time: MidnightIsTime = False,
     delimiter: Annotated[
         str | None, typer.Option(help="Delimiter of the text files, where the header does not tell.")
     ] = None,
@@ -154,13 +156,9 @@ def load_meds(
     path: Annotated[Path, typer.Argument(help="Folder of a MEDS 0.3 or 0.4 data set: data/**/*.parquet, metadata/.")],
     source: Source = None,
     max_rejects: Annotated[float, typer.Option(help="Largest share of rejected rows.", min=0, max=1)] = 0.05,
-    allow_shrink: Annotated[
-        bool, typer.Option("--allow-shrink", help="Publish although over 5 % of rows or persons vanish.")
-    ] = False,
-    data_cut: Annotated[str | None, typer.Option(help="Last day of the data, YYYY-MM-DD.")] = None,
-    midnight_is_time: Annotated[
-        bool, typer.Option("--midnight-is-time", help="Read 00:00:00 as a time, not as a date without one.")
-    ] = False,
+    allow_shrink: AllowShrink = False,
+    data_cut: DataCut = None,
+    midnight_is_time: MidnightIsTime = False,
     shift_dates: ShiftDates = None,
     detach: Detach = False,
     inline: Inline = False,
@@ -297,13 +295,9 @@ def load_inspect(
     tte_unit: Annotated[
         str | None, typer.Option(help="Unit of the released tte_*: seconds, minutes, hours or days; else found out.")
     ] = None,
-    max_rejects: Annotated[
-        float, typer.Option(help="Largest share of rejected rows of an event table.", min=0, max=1)
-    ] = 0.05,
-    allow_shrink: Annotated[
-        bool, typer.Option("--allow-shrink", help="Publish although over 5 % of rows or persons vanish.")
-    ] = False,
-    data_cut: Annotated[str | None, typer.Option(help="Last day of the data, YYYY-MM-DD.")] = None,
+    max_rejects: MaxRejects = 0.05,
+    allow_shrink: AllowShrink = False,
+    data_cut: DataCut = None,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,

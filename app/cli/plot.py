@@ -36,10 +36,10 @@ def density(labels: Labels, output: Output = None, csv: AsCsv = False) -> None:
       lachesis plot density chest
       lachesis plot density chest -o density.png
     """
-    from app.store import plots
+    from app.store import names, plots
 
     def ask(connection: Connection) -> Asked:
-        known_labels(connection, labels)
+        names.find(connection, "label set", labels)
         found = plots.rows(connection, plots.DENSITY, labels=labels)
         return found, lambda: figure("density", found)
 
@@ -54,10 +54,10 @@ def events(labels: Labels, output: Output = None, csv: AsCsv = False) -> None:
       lachesis plot events chest
       lachesis plot events outcomes --csv > events.csv
     """
-    from app.store import plots
+    from app.store import names, plots
 
     def ask(connection: Connection) -> Asked:
-        known_labels(connection, labels)
+        names.find(connection, "label set", labels)
         found = plots.rows(connection, plots.EVENTS, labels=labels)
         return found, lambda: figure("events", found)
 
@@ -98,7 +98,6 @@ def incidence(
       lachesis plot incidence outcomes --task pulmonary_hypertension
       lachesis plot incidence outcomes --task mortality --by-split -o mortality.png
     """
-
     from app.store import plots
 
     def ask(connection: Connection) -> Asked:
@@ -122,22 +121,12 @@ def figure(name: str, *args: Any) -> Any:
     return draw(name, *args)
 
 
-def known_labels(connection: Connection, labels: str) -> list[str]:
-    """Tasks of a label set. Raises UnknownName where there is no such set."""
-    from app.store import plots
-
-    tasks = plots.task_names(connection, labels)
-    if not tasks:
-        from sqlalchemy import text
-
-        known = connection.execute(text("SELECT name FROM label.label_set WHERE is_current")).scalars()
-        raise UnknownName("label set", labels, list(known))
-    return tasks
-
-
 def one_task(connection: Connection, labels: str, task: str) -> None:
-    """Raises UnknownName where the label set has no such task."""
-    tasks = known_labels(connection, labels)
+    """Raises UnknownName where there is no such label set, or it has no such task."""
+    from app.store import names, plots
+
+    label_set_id = names.find(connection, "label set", labels).id
+    tasks = [row["name"] for row in plots.rows(connection, plots.TASKS, label_set_id=label_set_id)]
     if task not in tasks:
         raise UnknownName("task", task, tasks)
 

@@ -91,13 +91,11 @@ def tasks(
       lachesis tasks pretraining --cohort chest --size 1024
       lachesis tasks outcomes --cohort chest --task clinical --file gi_bleed.toml
     """
-    from app.tasks import builtin, clinical_task_names, read_task_files
+    from app.tasks import chosen_tasks
 
     if (size is None) == (not task and not file):
         raise InputError("Expected either --size or at least one --task or --file; give one of the two.")
-    names = [n for given in task or [] for n in (clinical_task_names() if given == "clinical" else [given])]
-    specs = [builtin(n) for n in names]
-    specs += [spec for f in file or [] for spec in read_task_files(Path(existing(f, "a task file")))]
+    specs = chosen_tasks(task or [], [Path(existing(f, "a task file")) for f in file or []])
     args = {"name": name, "cohort": cohort, "size": size, "ban": ban, "specs": [s.to_dict() for s in specs]}
     queue("tasks", args, name, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 

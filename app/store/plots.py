@@ -37,6 +37,11 @@ WHERE s.label_set_id = label.find_label_set(:labels)
 GROUP BY t.position, t.name, t.title ORDER BY events DESC, t.position
 """
 
+TASKS = """
+SELECT t.name FROM label.label_set s JOIN label.task t USING (task_set_id)
+WHERE s.label_set_id = :label_set_id ORDER BY t.position
+"""
+
 FOLLOW_UP = """
 SELECT m.split, round(extract(epoch FROM m.follow_up_end - m.index_time) / 86400)::int AS days,
        count(*) AS scans, count(*) FILTER (WHERE m.death_time <= m.follow_up_end) AS deaths
@@ -50,11 +55,6 @@ def rows(connection: Connection, statement: str, **values: Any) -> list[dict[str
     from sqlalchemy import text
 
     return [dict(row) for row in connection.execute(text(statement), values).mappings()]
-
-
-def task_names(connection: Connection, labels: str) -> list[str]:
-    """Tasks of a label set, in their order; empty where there is no such set."""
-    return [row["task"] for row in sorted(rows(connection, EVENTS, labels=labels), key=lambda row: row["position"])]
 
 
 Curves = tuple[list[dict[str, Any]], list[dict[str, Any]]]

@@ -151,17 +151,11 @@ def specs_of(connection: Connection, *, task_set: str | None = None, labels: str
     """The tasks of a task set or of a label set (NAME or NAME@2), as they were given. Raises UnknownName."""
     from sqlalchemy import text
 
-    from app.errors import UnknownName
-
-    if task_set is not None:
-        task_set_id = names.find(connection, "task set", task_set).id
+    if labels is not None:
+        statement = text("SELECT task_set_id FROM label.label_set WHERE label_set_id = :id")
+        task_set_id = connection.scalar(statement, {"id": names.find(connection, "label set", labels).id})
     else:
-        statement = "SELECT task_set_id FROM label.label_set WHERE label_set_id = label.find_label_set(:labels)"
-        found = connection.scalar(text(statement), {"labels": labels})
-        if found is None:
-            known = connection.execute(text("SELECT name FROM label.label_set WHERE is_current")).scalars()
-            raise UnknownName("label set", str(labels), list(known))
-        task_set_id = found
+        task_set_id = names.find(connection, "task set", str(task_set)).id
     rows = connection.execute(
         text("SELECT definition FROM label.task WHERE task_set_id = :id ORDER BY position"), {"id": task_set_id}
     ).scalars()

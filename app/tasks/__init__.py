@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from app.errors import InputError, UnknownName
@@ -59,4 +60,18 @@ def clinical_task_names() -> list[str]:
     return list(CLINICAL)
 
 
-__all__ = ["TaskSpec", "ValueRule", "builtin", "clinical_task_names", "read_task_file", "read_task_files"]
+def chosen_tasks(names: Iterable[str], files: Iterable[Path]) -> list[TaskSpec]:
+    """Tasks by name (`clinical` means the eight), then those of files. Raises UnknownName or InputError."""
+    named = [task for name in names for task in (clinical_task_names() if name == "clinical" else [name])]
+    return [*map(builtin, named), *(spec for file in files for spec in read_task_files(file))]
+
+
+__all__ = [
+    "TaskSpec",
+    "ValueRule",
+    "builtin",
+    "chosen_tasks",
+    "clinical_task_names",
+    "read_task_file",
+    "read_task_files",
+]
