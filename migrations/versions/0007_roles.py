@@ -5,10 +5,10 @@ Revision 0007, after 0006.
 
 from __future__ import annotations
 
-import re
-
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
+
+from migrations.roles import role
 
 revision = "0007"
 down_revision = "0006"
@@ -74,16 +74,6 @@ PUBLIC_VIEWS = {
 }
 
 WRITES = "SELECT, INSERT, UPDATE, DELETE"
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    prefix = context.config.attributes.get("role_prefix", "lachesis")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", prefix):
-        raise ValueError(
-            f"Expected lower-case letters, digits and underscores in LACHESIS_ROLE_PREFIX, found {prefix!r}."
-        )
-    return f"{prefix}_{name}"
 
 
 def create_role(name: str) -> None:

@@ -5,11 +5,11 @@ Revision 0010, after 0009.
 
 from __future__ import annotations
 
-import re
-
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects import postgresql
+
+from migrations.roles import role
 
 revision = "0010"
 down_revision = "0009"
@@ -28,16 +28,6 @@ COMMENTS = {
     "cohort_start_date": "Day of the scan",
     "cohort_end_date": "Last day of follow-up under the rule of the cohort",
 }
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    prefix = context.config.attributes.get("role_prefix", "lachesis")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", prefix):
-        raise ValueError(
-            f"Expected lower-case letters, digits and underscores in LACHESIS_ROLE_PREFIX, found {prefix!r}."
-        )
-    return f"{prefix}_{name}"
 
 
 def upgrade() -> None:

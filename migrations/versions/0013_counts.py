@@ -6,8 +6,10 @@ Revision 0013, after 0012.
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY
+
+from migrations.roles import role
 
 revision = "0013"
 down_revision = "0012"
@@ -83,11 +85,6 @@ VIEWS = {
         },
     ),
 }
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    return f"{context.config.attributes.get('role_prefix', 'lachesis')}_{name}"
 
 
 def make_views() -> None:

@@ -5,25 +5,15 @@ Revision 0014, after 0013.
 
 from __future__ import annotations
 
-import re
-
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
+
+from migrations.roles import role
 
 revision = "0014"
 down_revision = "0013"
 branch_labels = None
 depends_on = None
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    prefix = context.config.attributes.get("role_prefix", "lachesis")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", prefix):
-        raise ValueError(
-            f"Expected lower-case letters, digits and underscores in LACHESIS_ROLE_PREFIX, found {prefix!r}."
-        )
-    return f"{prefix}_{name}"
 
 
 def upgrade() -> None:

@@ -6,7 +6,9 @@ Revision 0015, after 0014.
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
+
+from migrations.roles import role
 
 revision = "0015"
 down_revision = "0014"
@@ -52,11 +54,6 @@ KEYED = (
     "visit_detail",
     "death",
 )
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    return f"{context.config.attributes.get('role_prefix', 'lachesis')}_{name}"
 
 
 def upgrade() -> None:

@@ -5,9 +5,9 @@ Revision 0016, after 0015.
 
 from __future__ import annotations
 
-import re
+from alembic import op
 
-from alembic import context, op
+from migrations.roles import role
 
 revision = "0016"
 down_revision = "0015"
@@ -59,16 +59,6 @@ COMMENT = (
     "Aalen-Johansen with death competing, or with death_competes false 1 - Kaplan-Meier; survival is the share without "
     "event (and alive); scans enter as their risk window opens; ineligible and prior ones are left out"
 )
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    prefix = context.config.attributes.get("role_prefix", "lachesis")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", prefix):
-        raise ValueError(
-            f"Expected lower-case letters, digits and underscores in LACHESIS_ROLE_PREFIX, found {prefix!r}."
-        )
-    return f"{prefix}_{name}"
 
 
 def upgrade() -> None:

@@ -5,11 +5,11 @@ Revision 0017, after 0016.
 
 from __future__ import annotations
 
-import re
-
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY
+
+from migrations.roles import role
 
 revision = "0017"
 down_revision = "0016"
@@ -67,16 +67,6 @@ TTE_AT_COMMENT = (
     "Rows of label.tte of exactly one version, NAME@2 (NAME: the current one), with whose they are; the arrays hold "
     "positions of label.task and seconds from the index; label.tte_long(NAME@2) says them in words"
 )
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    prefix = context.config.attributes.get("role_prefix", "lachesis")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", prefix):
-        raise ValueError(
-            f"Expected lower-case letters, digits and underscores in LACHESIS_ROLE_PREFIX, found {prefix!r}."
-        )
-    return f"{prefix}_{name}"
 
 
 def upgrade() -> None:

@@ -6,8 +6,10 @@ Revision 0018, after 0017.
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY
+
+from migrations.roles import role
 
 revision = "0018"
 down_revision = "0017"
@@ -84,11 +86,6 @@ TASK_CHOICE_COMMENTS = {
     "verdict": "chosen; or why not: too_few_events, beyond_size or banned",
     "position": "Position of the task in the set, where chosen",
 }
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    return f"{context.config.attributes.get('role_prefix', 'lachesis')}_{name}"
 
 
 def create_tables() -> None:

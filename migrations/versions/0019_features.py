@@ -5,11 +5,11 @@ Revision 0019, after 0018.
 
 from __future__ import annotations
 
-import re
-
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects import postgresql
+
+from migrations.roles import role
 
 revision = "0019"
 down_revision = "0018"
@@ -19,16 +19,6 @@ depends_on = None
 TABLES = ("label.feature_set", "label.feature_definition", "label.leakage_check")
 WRITES = "SELECT, INSERT, UPDATE, DELETE"
 NOW = sa.text("clock_timestamp()")
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    prefix = context.config.attributes.get("role_prefix", "lachesis")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", prefix):
-        raise ValueError(
-            f"Expected lower-case letters, digits and underscores in LACHESIS_ROLE_PREFIX, found {prefix!r}."
-        )
-    return f"{prefix}_{name}"
 
 
 def moment() -> sa.types.TypeEngine[object]:

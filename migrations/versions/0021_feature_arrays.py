@@ -5,10 +5,10 @@ Revision 0021, after 0020.
 
 from __future__ import annotations
 
-import re
-
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
+
+from migrations.roles import role
 
 revision = "0021"
 down_revision = "0020"
@@ -51,16 +51,6 @@ COMMENT = (
     "Features of a cohort side by side: one row a member, ineligible ones too, values in the order of the names given; "
     "0 where there is no row and that means none, null where it is unknown"
 )
-
-
-def role(name: str) -> str:
-    """A role of ours under the prefix in use."""
-    prefix = context.config.attributes.get("role_prefix", "lachesis")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", prefix):
-        raise ValueError(
-            f"Expected lower-case letters, digits and underscores in LACHESIS_ROLE_PREFIX, found {prefix!r}."
-        )
-    return f"{prefix}_{name}"
 
 
 def upgrade() -> None:
