@@ -40,6 +40,7 @@ from app.loading.images_nifti import is_nifti, read_nifti
 from app.loading.images_read import LIST_NAME, FolderFacts, Found, read_folder, read_paths
 from app.loading.images_series import Series
 from app.loading.shift import Shift, asked
+from app.loading.stops import SHRINK
 from app.store.forgetting import RULE, Memory, read_memory
 from app.store.loads import (
     FileRecord,
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
     from app.loading.images_store import Facts
 
 TABLE = "image_occurrence"
-SHRINK = 0.05
-"""A snapshot that would take away a larger share of its source's scans stops."""
 MODES = ("upsert", "snapshot")
 MATCHES = ("person_id", "person_source_value")
 """How a folder's files may name their persons, beside a matching file."""

@@ -19,6 +19,7 @@ from app.loading.meds_files import CODES, DATA, SPLITS, DataSet, read_data_set, 
 from app.loading.meds_publish import KIND, MedsDelivery, name_concepts, publish
 from app.loading.meds_rows import Books, Read
 from app.loading.shift import Shift, asked
+from app.loading.stops import SHRINK, Stopped, keep_cut, rejects_at, told
 from app.loading.validate import one
 from app.store.copy import copy_out
 from app.store.forgetting import read_memory
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from app.store.vocabulary import Release
-
-SHRINK = 0.05
-"""A snapshot that removes a larger share of rows, or of persons, stops."""
 
 NO_PERIODS = "MEDS has no observation periods: make cohorts with --follow-up last_event, or data_cut"
 
@@ -85,10 +83,6 @@ class Options:
     def shift_key(self) -> str | None:
         """Id of the key that dates move with."""
         return self.shift.key_id if self.shift else None
-
-
-class Stopped(InputError):
-    """A guard stops a delivery; its rejects are to be kept."""
 
 
 @dataclass(slots=True)
@@ -227,16 +221,15 @@ def _judge(
         judged.splits_from = "the shards' folders"
     found = books[DATA]
     if found.num_loaded == 0:
-        said = _rules(found) or "they are empty"
+        said = told(found.rejects_by_rule) or "they are empty"
         _stop(work, decoder, judged, f"Expected at least one usable row in the shards, found none ({said}).")
     if found.num_gated > options.max_rejects * found.num_read:
-        where = "ops.reject" if work.job_id is None else f"`lachesis show rejects {work.job_id}`"
         _stop(
             work,
             decoder,
             judged,
             f"Expected at most {options.max_rejects:.1%} of the rows to be rejected, found {found.num_gated:,} of "
-            f"{found.num_read:,} ({_rules(found)}); see {where} or raise --max-rejects.",
+            f"{found.num_read:,} ({told(found.rejects_by_rule)}); see {rejects_at(work)} or raise --max-rejects.",
         )
 
 
@@ -245,10 +238,6 @@ def _shift(decoder: duckdb.DuckDBPyConnection, shift: Shift) -> None:
     shift.move_table(decoder, "m", ("time", "end_time"))
     shift.move_table(decoder, "m_birth", ("time",))
     shift.move_table(decoder, "t_person", ("birth_time",))
-
-
-def _rules(books: Books) -> str:
-    return ", ".join(f"{rule} {count:,}" for rule, count in books.rejects_by_rule.items())
 
 
 def _stop(work: Work, decoder: duckdb.DuckDBPyConnection, judged: Judged, message: str) -> None:
@@ -373,16 +362,8 @@ def _persons(connection: Connection, shown: Mapping[str, Published]) -> int:
 def _unchanged(work: Work, options: Options, shown: Mapping[str, Published]) -> dict[str, Any]:
     """Nothing to do, but that another last day of the data may have been given."""
     with work.connect() as connection:
-        source_id = find_source(connection, options.source) or 0
-        row = context.source_row(connection, source_id)
         persons = _persons(connection, shown)
-    cut = row.data_cut
-    if options.data_cut is not None and options.data_cut != cut:
-        cut = options.data_cut
-        with work.transaction() as connection:
-            describe_source(
-                connection, source_id, data_cut=cut, data_cut_source="option", simulated=row.simulated, details={}
-            )
+    cut = keep_cut(work, options.source, options.data_cut)
     return _unchanged_result(options, shown, persons, cut)
 
 

@@ -27,6 +27,7 @@ from app.loading.ignored import dialects_of, left_aside, rows_of
 from app.loading.parse import Plan, event_plan, period_plan, person_plan, source_plan, vocabulary_plan
 from app.loading.publish import Delivery, publish
 from app.loading.shift import EVENT_TIMES, PERIOD_DAYS, PERSON_TIMES, Shift, asked, end_at
+from app.loading.stops import SHRINK, Stopped, keep_cut, rejects_at, told
 from app.loading.validate import Judged, flag, judge, make_life, one
 from app.loading.vocabulary_complete import know
 from app.store.forgetting import read_memory
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from app.loading.records import Scan
-
-SHRINK = 0.05
-"""A snapshot that removes a larger share of a table's rows, or of persons, stops."""
 
 Examined = dict[str, list[tuple[TableFile, FileRecord, "Scan | None"]]]
 
@@ -108,10 +106,6 @@ def _place(args: Mapping[str, Any]) -> Path | Database:
         cdm_schema=args.get("cdm_schema"),
         vocabulary_schema=args.get("vocabulary_schema"),
     )
-
-
-class Stopped(InputError):
-    """A gate or a guard stops a delivery; its rejects are to be kept."""
 
 
 def load(work: Work) -> dict[str, Any]:
@@ -249,8 +243,8 @@ def _judge(
     """Decode and judge all tables, persons first; count flags; stop at the gate."""
     judged = _decode(work, connection, examined, options, folder, shown)
     if not options.is_delta and judged["person"].num_loaded == 0:
-        rules = _rules(judged["person"]) or "it is empty"
-        message = f"Expected at least one usable row in PERSON, found none ({rules}); see {_where(work)}."
+        rules = told(judged["person"].rejects_by_rule) or "it is empty"
+        message = f"Expected at least one usable row in PERSON, found none ({rules}); see {rejects_at(work)}."
         _stop(work, connection, judged, message)
     periods, deaths = context.fill(connection, judged, delta=options.is_delta)
     know(connection, judged, work.settings, known.release)
@@ -330,16 +324,9 @@ def _gate(work: Work, connection: duckdb.DuckDBPyConnection, judged: dict[str, J
                 connection,
                 judged,
                 f"Expected at most {options.max_rejects:.1%} of {table} to be rejected, found {found.num_gated:,} of "
-                f"{found.num_read:,} rows ({_rules(found)}); see {_where(work)} or raise --max-rejects.",
+                f"{found.num_read:,} rows ({told(found.rejects_by_rule)}); "
+                f"see {rejects_at(work)} or raise --max-rejects.",
             )
-
-
-def _rules(judged: Judged) -> str:
-    return ", ".join(f"{rule} {count:,}" for rule, count in judged.rejects_by_rule.items())
-
-
-def _where(work: Work) -> str:
-    return "ops.reject" if work.job_id is None else f"`lachesis show rejects {work.job_id}`"
 
 
 def _stop(work: Work, connection: duckdb.DuckDBPyConnection, judged: Mapping[str, Judged], message: str) -> None:
@@ -465,16 +452,7 @@ def _unchanged(
     work: Work, options: Options, shown: Shown, extract: Extract, judged: Mapping[str, Judged] | None = None
 ) -> dict[str, Any]:
     """Nothing to do, but that another last day of the data may have been given."""
-    with work.connect() as connection:
-        source_id = find_source(connection, options.source) or 0
-        row = context.source_row(connection, source_id)
-    cut = row.data_cut
-    if options.data_cut is not None and options.data_cut != cut and not options.shift:
-        cut = options.data_cut
-        with work.transaction() as connection:
-            describe_source(
-                connection, source_id, data_cut=cut, data_cut_source="option", simulated=row.simulated, details={}
-            )
+    cut = keep_cut(work, options.source, None if options.shift else options.data_cut)
     tables = [{"table": table, "loaded": num_shown(shown, table)} for table in shown if table in extract.files]
     rejected = sum(found.num_rejected for found in (judged or {}).values())
     summary = f"unchanged: these files are what source {options.source} shows"

@@ -440,10 +440,14 @@ def labelled(
                 future.cancel()
 
 
-def label_part(
-    timelines: Timelines, labeller: LaterLabeller, inputs: Inputs, part: slice, heads: Heads
-) -> tuple[bridge.TteRows, list[bytes]]:
-    """Rows of some members, with their digests."""
+def part_inputs(
+    timelines: Timelines, inputs: Inputs, part: slice
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], MemberRows]:
+    """What the engine reads of some members: their persons' events, those of statements merged in, and their rows.
+
+    Returns:
+        times, concepts and where each person's events begin, as `merge_events` gives them; the rows of the members.
+    """
     lo, hi = np.searchsorted(inputs.events.person, [timelines.person[0], timelines.person[-1] + 1])
     times, concepts, ptr = merge_events(
         timelines.time,
@@ -453,11 +457,19 @@ def label_part(
         inputs.events.time[lo:hi],
         inputs.events.concept[lo:hi],
     )
-    all_rows = inputs.members.rows
+    every = inputs.members.rows
     rows = replace(
-        MemberRows(**{field.name: getattr(all_rows, field.name)[part] for field in fields(MemberRows)}),
+        MemberRows(**{field.name: getattr(every, field.name)[part] for field in fields(MemberRows)}),
         person_row=np.searchsorted(timelines.person, inputs.members.person[part]),
     )
+    return times, concepts, ptr, rows
+
+
+def label_part(
+    timelines: Timelines, labeller: LaterLabeller, inputs: Inputs, part: slice, heads: Heads
+) -> tuple[bridge.TteRows, list[bytes]]:
+    """Rows of some members, with their digests."""
+    times, concepts, ptr, rows = part_inputs(timelines, inputs, part)
     labels = labeller.get().label(times, concepts, ptr, rows)
     encoded = bridge.tte_rows(heads(inputs.members.member[part]), inputs.members, part, labels)
     return encoded, encoded.digests(bridge.who(inputs.members, part))

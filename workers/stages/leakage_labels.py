@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from app.store import leakage as store
 from app.store.leakage import Answer, Check
 from app.store.work import Work
-from ml.labelling import Labeller, MemberRows, Sparse, merge_events
+from ml.labelling import Labeller, Sparse
 from workers.bridge import LabelSetInfo, Timelines, read_labels
-from workers.stages.label import Inputs, read_ahead, read_inputs
+from workers.stages.label import Inputs, part_inputs, read_ahead, read_inputs
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -70,18 +70,8 @@ def _found_anew(work: Work, connection: Connection, inputs: Inputs, member: NDAr
 
 def _label_later(labeller: Labeller, inputs: Inputs, part: slice, timelines: Timelines) -> Sparse:
     """Outcomes of some members, each with a stretch of its own that begins after its index."""
-    lo, hi = np.searchsorted(inputs.events.person, [timelines.person[0], timelines.person[-1] + 1])
-    times, concepts, ptr = merge_events(
-        timelines.time,
-        timelines.concept,
-        timelines.ptr,
-        np.searchsorted(timelines.person, inputs.events.person[lo:hi]),
-        inputs.events.time[lo:hi],
-        inputs.events.concept[lo:hi],
-    )
-    every = inputs.members.rows
-    rows = MemberRows(**{field.name: getattr(every, field.name)[part] for field in fields(MemberRows)})
-    person = np.searchsorted(timelines.person, inputs.members.person[part])
+    times, concepts, ptr, rows = part_inputs(timelines, inputs, part)
+    person = rows.person_row
     lengths = ptr[person + 1] - ptr[person]
     ends = np.cumsum(lengths)
     take = np.arange(int(ends[-1])) + np.repeat(ptr[person] - (ends - lengths), lengths)
