@@ -52,7 +52,7 @@ def figure(months: Sequence[Month]) -> str | None:
     """Events by month, a panel a table; months that hold the first or last 0.1 % of all events are cut off."""
     import matplotlib
 
-    from app.report.figures import COLOURS, STYLE, _figure, svg
+    from app.report.figures import COLOURS, STYLE, blank, svg
 
     span = middle(months)
     if span is None:
@@ -60,7 +60,7 @@ def figure(months: Sequence[Month]) -> str | None:
     first, last = span
     tables = sorted({table for table, month, _ in months if first <= month <= last})
     with matplotlib.rc_context(STYLE):
-        drawn = _figure(8.6, 0.5 + 0.95 * len(tables))
+        drawn = blank(8.6, 0.5 + 0.95 * len(tables))
         panels = drawn.subplots(len(tables), 1, sharex=True, squeeze=False)[:, 0]
         for axes, table in zip(panels, tables, strict=True):
             counts = {month: n for name, month, n in months if name == table and first <= month <= last}

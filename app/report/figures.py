@@ -56,7 +56,8 @@ def svg(figure: Figure, title: str) -> str:
     return re.sub(r"<svg ", f'<svg role="img" aria-label="{escaped}" ', text, count=1)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -83,7 +84,7 @@ def forest(table: Table) -> str:
     lines = [(name, [cells[k] for k in shown]) for name, cells in reversed(table.rows)]
     lines = [lines[0], *reversed(lines[1:])]
     with matplotlib.rc_context(STYLE):
-        figure = _figure(8.6, 1.1 + len(lines) * (0.16 * len(shown) + 0.2))
+        figure = blank(8.6, 1.1 + len(lines) * (0.16 * len(shown) + 0.2))
         axes = figure.subplots()
         centres = []
         y = 0.0
@@ -115,7 +116,7 @@ def task(panels: TaskPanels) -> str:
     """Curves by risk group, and calibration, side by side."""
     total = len(panels.curves) + len(panels.calibrations)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(max(4.4, 3.5 * total), 3.8)
+        figure = blank(max(4.4, 3.5 * total), 3.8)
         axes = figure.subplots(1, total, squeeze=False)[0]
         for one, panel in zip(axes, panels.curves, strict=False):
             _curves(one, panel, _floor(panels.curves))
@@ -175,7 +176,7 @@ def training(checkpoints: Sequence[Mapping[str, Any]]) -> str | None:
     if not drawn:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = _figure(8.6, 2.9)
+        figure = blank(8.6, 2.9)
         left, right = figure.subplots(1, 2)
         for k, checkpoint in enumerate(drawn):
             colour = COLOURS[k % len(COLOURS)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from app.report.figures import COLOURS, FAINT, STYLE, _figure, svg
+from app.report.figures import COLOURS, FAINT, STYLE, blank, svg
 from app.report.rows import SMALL_CELL, LabelRows
 
 Rows = Sequence[Mapping[str, Any]]
@@ -22,13 +22,6 @@ ARMS = {
     "at index": "history at the index",
 }
 MAX_BARS = 20
-
-
-def draw(name: str, *args: Any) -> Figure:
-    """One of the figures of this file, in the house's style."""
-    with matplotlib.rc_context(STYLE):
-        figure: Figure = globals()[name](*args)
-    return figure
 
 
 def drawn(labels: LabelRows) -> list[str]:
@@ -45,7 +38,7 @@ def drawn(labels: LabelRows) -> list[str]:
 
 def density(by_arm: Rows) -> Figure:
     """Share of scans with at most so many labels, a curve an arm (Huo et al. 2025, figure 3)."""
-    figure = _figure(6.4, 3.6)
+    figure = blank(6.4, 3.6)
     axes = figure.subplots()
     for colour, (arm, label) in zip(COLOURS, ARMS.items(), strict=False):
         points = [(row["outcomes"], row["scans"]) for row in by_arm if row["arm"] == arm]
@@ -66,7 +59,7 @@ def density(by_arm: Rows) -> Figure:
 
 def events(by_task: Rows) -> Figure:
     """Scans with an outcome: all tasks by rank, and those with most by name."""
-    figure = _figure(9.2, max(3.2, 0.9 + 0.21 * min(len(by_task), MAX_BARS)))
+    figure = blank(9.2, max(3.2, 0.9 + 0.21 * min(len(by_task), MAX_BARS)))
     left, right = figure.subplots(1, 2)
     counts = [row["events"] for row in by_task]
     left.step(range(1, len(counts) + 1), counts, where="mid", color=COLOURS[0], lw=1.7)
@@ -90,7 +83,7 @@ def events(by_task: Rows) -> Figure:
 
 def follow_up(by_split: Rows) -> Figure:
     """Share of scans still followed, a curve a split, whatever ends it."""
-    figure = _figure(6.4, 3.6)
+    figure = blank(6.4, 3.6)
     axes = figure.subplots()
     for colour, split in zip(COLOURS, ("train", "tuning", "held_out"), strict=False):
         points = [(row["days"], row["scans"]) for row in by_split if row["split"] == split]
@@ -113,7 +106,7 @@ def incidence(title: str, curves: Mapping[str, tuple[Rows, Rows]]) -> Figure:
         title: the task.
         curves: group → rows of label.incidence with death competing, and with death censored.
     """
-    figure = _figure(6.6, 3.9 + 0.22 * len(curves))
+    figure = blank(6.6, 3.9 + 0.22 * len(curves))
     axes = figure.subplots()
     end = max((_end(competing) for competing, _ in curves.values()), default=1.0)
     marks = [end * k / 5 for k in range(6)]
@@ -159,3 +152,17 @@ def _share(axes: Axes, title: str, what: str) -> None:
     axes.set_xlabel(what)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "density": density,
+    "events": events,
+    "follow_up": follow_up,
+    "incidence": incidence,
+}
+
+
+def draw(name: str, *args: Any) -> Figure:
+    """One of `FIGURES`, in the house's style."""
+    with matplotlib.rc_context(STYLE):
+        return FIGURES[name](*args)
