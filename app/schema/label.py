@@ -109,6 +109,7 @@ class TaskSet(Base):
     cohort_id: Mapped[int | None] = column("Cohort whose train persons chose the tasks", Integer)
     definition: Mapped[dict[str, Any]] = column("How it was asked for", JSONB)
     digest: Mapped[bytes] = column("sha256 of the tasks", LargeBinary)
+    definitions_digest: Mapped[bytes] = column("sha256 over its tasks as they are defined, codes resolved", LargeBinary)
     created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
     job_id: Mapped[int | None] = column("The job that made it", BigInteger)
 
@@ -222,21 +223,26 @@ class RemovedVersion(Base):
     removed_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
 
 
-class LabelConcept(Base):
-    """What one task of a label set meant."""
+class LabelMeaning(Base):
+    """What the tasks of a label set meant, packed; the view label.label_concept shows it by task."""
 
-    __tablename__ = "label_concept"
+    __tablename__ = "label_meaning"
     __table_args__ = {
         "schema": "label",
-        "comment": "What concepts each task of a label set meant when it was made, by the vocabulary of that time.",
+        "comment": "What concepts the tasks of a label set meant, packed: read it through label.label_concept.",
     }
 
     label_set_id: Mapped[int] = column(
-        "Label set", ForeignKey("label.label_set.label_set_id", ondelete="CASCADE"), primary_key=True
+        "Label set",
+        ForeignKey("label.label_set.label_set_id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
     )
-    position: Mapped[int] = column("Task", SmallInteger, primary_key=True, autoincrement=False)
+    positions: Mapped[list[int]] = column(
+        "Tasks, ascending, one entry a concept; read them through label.label_concept", ARRAY(SmallInteger)
+    )
     concepts: Mapped[list[int]] = column(
-        "Concepts whose events were outcomes, descendants included, ascending", ARRAY(Integer)
+        "The concepts beside them whose events were outcomes, descendants included, ascending by task", ARRAY(Integer)
     )
 
 

@@ -48,6 +48,16 @@ class Text:
     valid: NDArray[np.bool_] | None = None
 
 
+def texts(values: Sequence[bytes | None]) -> Text:
+    """A column of texts (or of bytes, which have the same form), null where None."""
+    lengths = [0 if value is None else len(value) for value in values]
+    return Text(
+        data=np.frombuffer(b"".join(value for value in values if value is not None), np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        valid=np.array([value is not None for value in values], np.bool_),
+    )
+
+
 def timestamps(microseconds: NDArray[np.int64]) -> NDArray[np.int64]:
     """Postgres's timestamp from microseconds since 1970-01-01."""
     return microseconds - EPOCH_MICROSECONDS

@@ -144,7 +144,7 @@ FROM a FULL JOIN b USING (name) ORDER BY coalesce(b.position, a.position), name
 
 # Whether either version kept no concepts although it has tasks: then nobody knows what they meant.
 KEPT_CONCEPTS = """
-SELECT bool_and(EXISTS (SELECT FROM label.label_concept k WHERE k.label_set_id = s.label_set_id)
+SELECT bool_and(EXISTS (SELECT FROM label.label_meaning k WHERE k.label_set_id = s.label_set_id)
                 OR NOT EXISTS (SELECT FROM label.task t WHERE t.task_set_id = s.task_set_id))
 FROM label.label_set s WHERE s.label_set_id IN (:a, :b)
 """

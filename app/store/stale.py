@@ -8,7 +8,7 @@ and ends of events are in no timeline: a task that asks for them may change with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ def keep_digests(
     """
     from sqlalchemy import text
 
+    from app.store.copy import copy_in
     from app.store.session import raw
 
     rows = reading.execute(text(DIGESTS), {"cohort": cohort_id})
@@ -98,11 +99,24 @@ def keep_digests(
         values = {"label_set": label_set_id, "members": [m for m, _ in found], "digests": [d for _, d in found]}
         raw(writing).execute(KEEP.encode(), values)
         return
-    columns = "label_set_id, cohort_member_id, digest, timeline_digest, input_digest, label_digest"
-    with raw(writing).cursor().copy(f"COPY label.member_digest ({columns}) FROM STDIN") as copy:
-        for row in rows:
-            of = made[row.cohort_member_id]
-            copy.write_row((label_set_id, row.cohort_member_id, bytes(row.digest), of.timeline, of.inputs, of.labels))
+    columns = ("label_set_id", "cohort_member_id", "digest", "timeline_digest", "input_digest", "label_digest")
+    copy_in(writing, "label.member_digest", columns, [digest_rows(label_set_id, rows.all(), made)])
+
+
+def digest_rows(label_set_id: int, rows: Sequence[Any], made: Mapping[int, Made]) -> bytes:
+    """Rows of label.member_digest in binary COPY form, of rows of DIGESTS and what the stage knows of them."""
+    import numpy as np
+
+    from app.store.copy import Field, encode_mixed, texts
+
+    if not rows:
+        return b""
+    members = np.array([row.cohort_member_id for row in rows], np.int64)
+    of = [made[member] for member in members.tolist()]
+    columns: list[list[bytes | None]] = [[bytes(row.digest) for row in rows], [one.timeline for one in of]]
+    columns += [[one.inputs for one in of], [one.labels for one in of]]
+    sets = Field(np.full(len(rows), label_set_id, np.int32))
+    return encode_mixed([sets, Field(members), *map(texts, columns)])
 
 
 def changed_members(connection: Connection, label_set_id: int) -> list[ChangedMember] | None:

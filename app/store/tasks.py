@@ -166,6 +166,12 @@ TASK_COLUMNS = (
     "task_set_id, position, name, title, concept_id, start_seconds, occurrence, prior, death, follow_up, "
     "horizons_days, definition, prevalence, entropy, num_train_events"
 )
+DEFINITIONS_DIGEST = """
+UPDATE label.task_set SET definitions_digest = (
+    SELECT sha256(convert_to(coalesce(string_agg(definition::text, E'\\n' ORDER BY position), ''), 'UTF8'))
+    FROM label.task WHERE task_set_id = :task_set_id)
+WHERE task_set_id = :task_set_id
+"""
 CANDIDATE_COLUMNS = "task_set_id, concept_id, rank, persons, base_persons, entropy, num_train_events, verdict"
 
 
@@ -191,15 +197,16 @@ def store(connection: Connection, name: str, chosen: TaskSet, job_id: int | None
     }
     task_set_id = connection.execute(
         text(
-            "INSERT INTO label.task_set (name, version, is_current, kind, cohort_id, definition, digest, job_id) "
-            "VALUES (:name, :version, true, :kind, :cohort_id, CAST(:definition AS jsonb), :digest, :job_id) "
-            "RETURNING task_set_id"
+            "INSERT INTO label.task_set (name, version, is_current, kind, cohort_id, definition, digest, "
+            "definitions_digest, job_id) VALUES (:name, :version, true, :kind, :cohort_id, "
+            "CAST(:definition AS jsonb), :digest, '', :job_id) RETURNING task_set_id"
         ),
         row,
     ).scalar_one()
     with raw(connection).cursor().copy(f"COPY label.task ({TASK_COLUMNS}) FROM STDIN") as copy:
         for fields in task_rows(chosen):
             copy.write_row([task_set_id, *fields])
+    connection.execute(text(DEFINITIONS_DIGEST), {"task_set_id": task_set_id})
     with raw(connection).cursor().copy(f"COPY label.task_candidate ({CANDIDATE_COLUMNS}) FROM STDIN") as copy:
         for c in chosen.candidates:
             fields = [c.concept_id, c.rank, c.persons, c.base_persons, c.entropy, c.num_train_events, c.verdict]

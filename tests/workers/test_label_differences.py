@@ -151,7 +151,7 @@ def test_labels_of_before_digests_were_kept_say_that_nobody_knows(
     make(work, "l")
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM label.member_digest WHERE label_set_id = 1"))
-        connection.execute(text("DELETE FROM label.label_concept WHERE label_set_id = 1"))
+        connection.execute(text("DELETE FROM label.label_meaning WHERE label_set_id = 1"))
     found = agree(engine, "l@1", "l@2")
     assert found["members"]["made_of_other_data"] is None and found["tasks"]["other_concepts"] is None
     assert [line.split(":")[1][:18] for line in found["summary"][1:3]] == [" one of the two ke"] * 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from app.store import outcomes
 from ml.labelling import DAY_SECONDS, STATUSES, ConceptTasks, MemberRows, TaskRules
 from workers.bridge import SPLITS, binary_cursor
-from workers.bridge.labelling import LabelMembers, LabelTasks, StatementEvents
+from workers.bridge.labelling import LabelMembers, LabelTasks, StatementEvents, packed_array
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -27,15 +28,10 @@ def rules_digest(version: int, rules: TaskRules, concept_tasks: ConceptTasks, de
     return digest.digest()
 
 
-_DEFINITIONS = """
-SELECT sha256(convert_to(coalesce(string_agg(definition::text, E'\\n' ORDER BY position), ''), 'UTF8'))
-FROM label.task WHERE task_set_id = %s
-"""
-
-
 def read_definitions(connection: Connection, task_set_id: int) -> bytes:
     """sha256 over the tasks of a set as they are defined, codes resolved."""
-    return bytes(binary_cursor(connection).execute(_DEFINITIONS, (task_set_id,)).fetchone()[0])
+    statement = "SELECT definitions_digest FROM label.task_set WHERE task_set_id = %s"
+    return bytes(binary_cursor(connection).execute(statement, (task_set_id,)).fetchone()[0])
 
 
 def input_digests(
@@ -67,20 +63,28 @@ def input_digests(
 _OF_STATEMENT = f"SELECT DISTINCT concept_id FROM ({outcomes.WITH_DESCENDANTS}) c ORDER BY 1"
 
 
-def read_concepts(connection: Connection, concept_tasks: ConceptTasks, tasks: LabelTasks) -> Mapping[int, list[int]]:
-    """Position → concepts whose events are outcomes, ascending; of tasks with any, those of statements, too."""
-    concept = np.repeat(concept_tasks.concept, np.diff(concept_tasks.ptr))
-    order = np.lexsort((concept, concept_tasks.task))
-    order = order[concept[order] >= 0]
-    task, concept = concept_tasks.task[order], concept[order]
-    starts = np.flatnonzero(np.diff(task, prepend=-1))
-    parts = np.split(concept, starts[1:])
-    found = {int(task[at]): part.tolist() for at, part in zip(starts, parts, strict=False)}
+def read_meaning(
+    connection: Connection, concept_tasks: ConceptTasks, tasks: LabelTasks
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(position, concept) of all concepts whose events are outcomes, those of statements, too; ascending."""
+    concept = np.repeat(concept_tasks.concept, np.diff(concept_tasks.ptr)).astype(np.int64)
+    plain = concept >= 0
+    positions, concepts = [concept_tasks.task[plain].astype(np.int64)], [concept[plain]]
     for position, definition in tasks.by_statement.items():
         _, values = outcomes.statement(definition)
         rows = binary_cursor(connection).execute(_OF_STATEMENT, values).fetchall()
-        found[position] = sorted({row[0] for row in rows} | set(values["source_concepts"]))
-    return found
+        found = np.array(sorted({row[0] for row in rows} | set(values["source_concepts"])), np.int64)
+        positions.append(np.full(len(found), position))
+        concepts.append(found)
+    all_positions, all_concepts = np.concatenate(positions), np.concatenate(concepts)
+    order = np.lexsort((all_concepts, all_positions))
+    return all_positions[order], all_concepts[order]
+
+
+def meaning_row(label_set_id: int, position: NDArray[np.int64], concept: NDArray[np.int64]) -> bytes:
+    """The row of label.label_meaning in binary COPY form."""
+    fields = [struct.pack(">i", label_set_id), packed_array(position, "i2", 21), packed_array(concept, "i4", 23)]
+    return struct.pack(">h", len(fields)) + b"".join(struct.pack(">i", len(field)) + field for field in fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -322,14 +322,20 @@ def status_count_rows(label_set_id: int, counts: NDArray[np.int64]) -> bytes:
             if not n.any():
                 continue
             fields = [struct.pack(">i", label_set_id), split_name.encode(), status_name.encode()]
-            fields += [_array(n, "i4", 23), _array(persons, "i4", 23), _array(seconds / DAY_SECONDS, "f8", 701)]
+            fields += [
+                packed_array(n, "i4", 23),
+                packed_array(persons, "i4", 23),
+                packed_array(seconds / DAY_SECONDS, "f8", 701),
+            ]
             rows.append(struct.pack(">h", len(fields)))
             rows += [struct.pack(">i", len(field)) + field for field in fields]
     return b"".join(rows)
 
 
-def _array(values: NDArray[Any], kind: str, oid: int) -> bytes:
-    """A one-dimensional array of at least one element in Postgres's binary form."""
+def packed_array(values: NDArray[Any], kind: str, oid: int) -> bytes:
+    """A one-dimensional array in Postgres's binary form; `kind` is the elements' dtype and `oid` their type there."""
+    if not len(values):
+        return struct.pack(">iii", 0, 0, oid)
     elements = np.empty(len(values), np.dtype([("length", ">i4"), ("value", f">{kind}")]))
     elements["length"], elements["value"] = np.dtype(kind).itemsize, values
     return struct.pack(">iiiii", 1, 0, oid, len(values), 1) + elements.tobytes()

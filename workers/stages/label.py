@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from app.errors import InputError
 from app.store import names, stale
-from app.store.copy import HEADER, TRAILER
+from app.store.copy import HEADER, TRAILER, copy_in
 from app.store.session import raw
 from app.store.vocabulary import MAX_UNKNOWN, unknown_of_cohort
 from app.store.work import Work
@@ -278,7 +278,7 @@ TTE_COLUMNS = (
 )
 
 
-COUNT_COLUMNS = "label_set_id, split, status, n, persons, person_days"
+COUNT_COLUMNS = ("label_set_id", "split", "status", "n", "persons", "person_days")
 
 
 def write(
@@ -304,8 +304,7 @@ def write(
     if made.taken is not None:
         label_kept.copy_rows(writing, made.taken, label_set_id)
         counts, digests = counts + made.taken.counts, digests | made.taken.digests
-    with raw(writing).cursor().copy(f"COPY label.status_count ({COUNT_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
-        copy.write(HEADER + bridge.status_count_rows(label_set_id, counts) + TRAILER)
+    copy_in(writing, "label.status_count", COUNT_COLUMNS, [bridge.status_count_rows(label_set_id, counts)])
     keep(reading, writing, label_set_id, inputs, made, digests)
     num_events = int(counts[:, EVENT, 0].sum())
     digest = hashlib.sha256(inputs.task_set.digest + b"".join(sorted(digests.values()))).digest()
@@ -374,11 +373,9 @@ def keep(
         for member, person, of in zip(members, persons, made.of_members, strict=True)
     }
     stale.keep_digests(reading, writing, label_set_id, inputs.cohort.id, of_members)
-    concepts = kept.read_concepts(reading, inputs.concept_tasks, inputs.tasks)
-    statement = "COPY label.label_concept (label_set_id, position, concepts) FROM STDIN"
-    with raw(writing).cursor().copy(statement) as copy:
-        for position, of_task in concepts.items():
-            copy.write_row((label_set_id, position, "{" + ",".join(map(str, of_task)) + "}"))
+    meaning = kept.read_meaning(reading, inputs.concept_tasks, inputs.tasks)
+    columns = ("label_set_id", "positions", "concepts")
+    copy_in(writing, "label.label_meaning", columns, [kept.meaning_row(label_set_id, *meaning)])
 
 
 def chunks(inputs: Inputs) -> Iterator[slice]:
