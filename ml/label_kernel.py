@@ -127,16 +127,18 @@ def read_events(
     best: NDArray[np.int64],
     state: NDArray[np.uint8],
     touched: NDArray[np.int32],
+    used: int,
 ) -> int:
     """Earliest outcome and flags of each slot (a concept under one rule) at one member; how many slots are touched.
 
-    `best` (S,) is NEVER and `state` (S,) zero before; the slots that were touched are the first of `touched`.
+    `best` (S,) is NEVER and `state` (S,) zero before any event is read; the slots that were touched, `used` of them
+    before this call, are the first of `touched`.
     """
     index = member[INDEX]
     day_from = day_of(index) * DAY
     visit_from, visit_to = member[VISIT_FROM], member[VISIT_TO]
     visit_day_to = day_of(visit_to) * DAY + DAY - 1
-    used, loaded = 0, -1
+    loaded = -1
     opens, last, history_from, same_day_is_history = index, index, index, False
     for j in range(len(row_at)):
         row, second, date_only = row_at[j], when[j] >> 1, when[j] & 1
@@ -167,6 +169,111 @@ def read_events(
 
 
 @compiled
+def is_sorted(when: NDArray[np.int64]) -> bool:
+    """Whether coded times ascend."""
+    descents = 0
+    for j in range(1, len(when)):
+        descents += when[j] < when[j - 1]
+    return descents == 0
+
+
+@compiled
+def first_at(when: NDArray[np.int64], second: int) -> int:
+    """Where the first event at a second or later stands among ascending coded times."""
+    lo, hi = 0, len(when)
+    while lo < hi:
+        middle = (lo + hi) >> 1
+        if when[middle] >> 1 < second:
+            lo = middle + 1
+        else:
+            hi = middle
+    return lo
+
+
+@compiled
+def read_history(
+    row_at: NDArray[np.int32],
+    when: NDArray[np.int64],
+    row_slots: NDArray[np.int32],
+    slot_rule: NDArray[np.int16],
+    rules: NDArray[np.int64],
+    index: int,
+    state: NDArray[np.uint8],
+    touched: NDArray[np.int32],
+    used: int,
+) -> int:
+    """Like `read_events` for events that are history to every rule and in no visit: once seen, a slot is done with."""
+    alone = len(rules) == 1  # then a concept's row is its one slot
+    for j in range(len(row_at)):
+        row = row_at[j]
+        begin, end = (row, row + 1) if alone else (row_slots[row], row_slots[row + 1])
+        for slot in range(begin, end):
+            if state[slot] == 0 and when[j] >> 1 >= index - rules[slot_rule[slot], LOOK_BACK]:
+                state[slot] = PRIOR_FLAG
+                touched[used] = slot
+                used += 1
+    return used
+
+
+@compiled
+def read_future(
+    row_at: NDArray[np.int32],
+    when: NDArray[np.int64],
+    row_slots: NDArray[np.int32],
+    slot_rule: NDArray[np.int16],
+    here: NDArray[np.int64],
+    best: NDArray[np.int64],
+    state: NDArray[np.uint8],
+    touched: NDArray[np.int32],
+    used: int,
+) -> int:
+    """Like `read_events` for ascending events after every window opened: the first of a slot is its outcome."""
+    alone = len(here) == 1  # then a concept's row is its one slot
+    for j in range(len(row_at)):
+        row = row_at[j]
+        begin, end = (row, row + 1) if alone else (row_slots[row], row_slots[row + 1])
+        for slot in range(begin, end):
+            before = state[slot]
+            if before & EVENT_FLAG == 0 and when[j] >> 1 <= here[slot_rule[slot], LAST]:
+                state[slot], best[slot] = before | EVENT_FLAG, when[j] >> 1
+                if before == 0:
+                    touched[used] = slot
+                    used += 1
+    return used
+
+
+@compiled
+def read_all(
+    row_at: NDArray[np.int32],
+    when: NDArray[np.int64],
+    ascending: bool,
+    row_slots: NDArray[np.int32],
+    slot_rule: NDArray[np.int16],
+    rules: NDArray[np.int64],
+    here: NDArray[np.int64],
+    member: NDArray[np.int64],
+    best: NDArray[np.int64],
+    state: NDArray[np.uint8],
+    touched: NDArray[np.int32],
+) -> int:
+    """`read_events` over all of a person's events; where they ascend, most are read by simpler rules.
+
+    Before the index day and the visit all is history; after them and all openings, all may be outcomes.
+    """
+    begin, end = 0, len(when)
+    if ascending and len(rules):
+        day_from = day_of(member[INDEX]) * DAY
+        day_to = max(day_from, day_of(member[VISIT_TO]) * DAY) + DAY - 1
+        begin = first_at(when, min(day_from, member[VISIT_FROM]))
+        end = max(begin, first_at(when, max(day_to, here[:, OPENS].max()) + 1))
+    used = read_history(row_at[:begin], when[:begin], row_slots, slot_rule, rules, member[INDEX], state, touched, 0)
+    used = read_events(
+        row_at[begin:end], when[begin:end], row_slots, slot_rule, rules, here, member, best, state, touched, used
+    )
+    return read_future(row_at[end:], when[end:], row_slots, slot_rule, here, best, state, touched, used)
+
+
+@compiled
 def gather(
     touched: NDArray[np.int32],
     slot_ptr: NDArray[np.int64],
@@ -179,11 +286,14 @@ def gather(
     """Each task's first outcome (K,) and flags (K,) at one member; its slots are left as they were found."""
     for slot in touched:
         second, flag = best[slot], state[slot]
-        for q in range(slot_ptr[slot], slot_ptr[slot + 1]):
-            k = tasks[q]
-            flags[k] |= flag
-            if second < first[k]:
-                first[k] = second
+        if flag & EVENT_FLAG:
+            for q in range(slot_ptr[slot], slot_ptr[slot + 1]):
+                k = tasks[q]
+                flags[k] |= flag
+                first[k] = min(first[k], second)
+        else:
+            for q in range(slot_ptr[slot], slot_ptr[slot + 1]):
+                flags[tasks[q]] |= flag
         best[slot], state[slot] = NEVER, 0
 
 
@@ -231,7 +341,18 @@ def add_alike(
 
 
 @compiled
+def touched_tasks(flags: NDArray[np.uint8], out: NDArray[np.int32]) -> int:
+    """Tasks with any flag, ascending, in `out` (K + 1,); how many. No branch: which they are nobody can guess."""
+    used = 0
+    for k in range(len(flags)):
+        out[used] = k
+        used += np.int64(flags[k] != 0)
+    return used
+
+
+@compiled
 def write_touched(
+    touched: NDArray[np.int32],
     rule_of: NDArray[np.int16],
     rules: NDArray[np.int64],
     here: NDArray[np.int64],
@@ -248,11 +369,8 @@ def write_touched(
     Whether a touched task is an outcome, history or both is anybody's guess, so most of it is arithmetic, not branches.
     """
     events, priors, visits = used[0], used[1], used[4]
-    for k in range(len(rule_of)):
-        flag = flags[k]
-        if flag == 0:
-            continue
-        g = rule_of[k]
+    for k in touched:
+        flag, g = flags[k], rule_of[k]
         otherwise, until, opens = here[g, OTHERWISE], here[g, AT_RISK_UNTIL], here[g, OPENS]
         prior, second = np.int64(flag & PRIOR_FLAG), first[k]
         out_task[1, priors] = k
@@ -263,15 +381,11 @@ def write_touched(
         event = np.int64((flag & EVENT_FLAG) != 0) * np.int64(otherwise != INELIGIBLE) * (1 - barred)
         out_task[0, events], out_seconds[0, events] = k, second - index
         events += event
-        changed = event + barred
-        if changed:
-            if event:
-                count[EVENT, 0, k] += 1
-                count[EVENT, 2, k] += second - opens
-            else:
-                count[PRIOR, 0, k] += 1
-            count[otherwise, 0, k] -= 1
-            count[otherwise, 2, k] -= until - opens
+        count[EVENT, 0, k] += event
+        count[EVENT, 2, k] += event * (second - opens)
+        count[PRIOR, 0, k] += barred
+        count[otherwise, 0, k] -= event + barred
+        count[otherwise, 2, k] -= (event + barred) * (until - opens)
         first[k], flags[k] = NEVER, 0
     used[0], used[1], used[4] = events, priors, visits
 
@@ -356,11 +470,11 @@ def label_members(
     first, flags = np.full(num_tasks, NEVER, np.int64), np.zeros(num_tasks, np.uint8)
     alone = np.zeros(counts.shape, np.int64)
     best, state = np.full(len(slot_rule), NEVER, np.int64), np.zeros(len(slot_rule), np.uint8)
-    touched = np.empty(len(slot_rule), np.int32)
+    touched, touched_task = np.empty(len(slot_rule), np.int32), np.empty(num_tasks + 1, np.int32)
     longest = np.diff(person_ptr).max() if len(person_ptr) > 1 else 0
     row_at, when = np.empty(longest, np.int32), np.empty(longest, np.int64)
     alike = np.zeros((counts.shape[0], counts.shape[1], counts.shape[2], len(rules)), np.int64)
-    matched, person, done = 0, -1, len(members)
+    matched, ascending, person, done = 0, False, -1, len(members)
     used = out_ptr[:, begin].copy()
     for n in range(begin, len(members)):
         if used.max() + num_tasks >= capacity:  # one place more is written to than is kept
@@ -371,17 +485,29 @@ def label_members(
             person = member[PERSON_ROW]
             lo, hi = person_ptr[person], person_ptr[person + 1]
             matched = match_events(times[lo:hi], concepts[lo:hi], lookup, row_at, when)
+            ascending = is_sorted(when[:matched])
         apply_rules(rules, member, clocks[n], here)
-        num_touched = read_events(
-            row_at[:matched], when[:matched], row_slots, slot_rule, rules, here, member, best, state, touched
+        num_touched = read_all(
+            row_at[:matched], when[:matched], ascending, row_slots, slot_rule, rules, here, member, best, state, touched
         )
         gather(touched[:num_touched], slot_ptr, tasks, best, state, first, flags)
         plain = is_plain(n, members, rules, here)
         if plain:
             count_untouched(member, here, alike)
         if plain:
+            found = touched_tasks(flags, touched_task)
             write_touched(
-                rule_of, rules, here, member[INDEX], first, flags, out_task, out_seconds, used, alone[member[SPLIT]]
+                touched_task[:found],
+                rule_of,
+                rules,
+                here,
+                member[INDEX],
+                first,
+                flags,
+                out_task,
+                out_seconds,
+                used,
+                alone[member[SPLIT]],
             )
         else:
             write_all(
