@@ -270,7 +270,8 @@ def read_all(
     used = read_events(
         row_at[begin:end], when[begin:end], row_slots, slot_rule, rules, here, member, best, state, touched, used
     )
-    return read_future(row_at[end:], when[end:], row_slots, slot_rule, here, best, state, touched, used)
+    used = read_future(row_at[end:], when[end:], row_slots, slot_rule, here, best, state, touched, used)
+    return int(used)
 
 
 @compiled
@@ -346,7 +347,7 @@ def touched_tasks(flags: NDArray[np.uint8], out: NDArray[np.int32]) -> int:
     used = 0
     for k in range(len(flags)):
         out[used] = k
-        used += np.int64(flags[k] != 0)
+        used += int(flags[k] != 0)
     return used
 
 

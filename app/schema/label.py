@@ -109,7 +109,11 @@ class TaskSet(Base):
     cohort_id: Mapped[int | None] = column("Cohort whose train persons chose the tasks", Integer)
     definition: Mapped[dict[str, Any]] = column("How it was asked for", JSONB)
     digest: Mapped[bytes] = column("sha256 of the tasks", LargeBinary)
-    definitions_digest: Mapped[bytes] = column("sha256 over its tasks as they are defined, codes resolved", LargeBinary)
+    definitions_digest: Mapped[bytes] = column(
+        "sha256 over its tasks as they are defined, codes resolved; empty until they are written",
+        LargeBinary,
+        server_default=text("''::bytea"),
+    )
     created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
     job_id: Mapped[int | None] = column("The job that made it", BigInteger)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import queue
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -184,40 +185,55 @@ def index_statements(connection: Connection, table: str) -> tuple[list[str], lis
     return drop, make + [definition for _, definition in indexes]
 
 
-def ahead(items: Iterator[T], depth: int = 8) -> Iterator[T]:
-    """The same items, made by a thread of their own up to `depth` ahead of their use; its errors are raised here."""
-    done = object()
-    made: queue.Queue[Any] = queue.Queue(depth)
-    stopped = threading.Event()
+class Ahead(Generic[T]):
+    """The same items, made by a thread of their own from now on, up to `depth` ahead of their use; its errors are
+    raised to whoever takes them. To be closed."""
 
-    def put(item: Any) -> bool:
-        while not stopped.is_set():
+    def __init__(self, items: Iterator[T], depth: int = 8) -> None:
+        self._items = items
+        self._made: queue.Queue[Any] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        while (item := self._made.get()) is not _DONE:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Make no more, and let go of what the items hold."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _put(self, item: Any) -> bool:
+        while not self._stopped.is_set():
             try:
-                made.put(item, timeout=0.2)
+                self._made.put(item, timeout=0.2)
             except queue.Full:
                 continue
             return True
         return False
 
-    def run() -> None:
+    def _run(self) -> None:
         try:
-            for item in items:
-                if not put(item):
-                    return
-            put(done)
+            with closing(self._items) if isinstance(self._items, Generator) else nullcontext():
+                for item in self._items:
+                    if not self._put(item):
+                        return
+            self._put(_DONE)
         except BaseException as error:  # handed over, not swallowed
-            put(error)
+            self._put(error)
 
-    thread = threading.Thread(target=run, name="ahead", daemon=True)
-    thread.start()
-    try:
-        while (item := made.get()) is not done:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+
+_DONE = object()
+
+
+def ahead(items: Iterator[T], depth: int = 8) -> Iterator[T]:
+    """The items of an `Ahead` that begins with the first of them and is closed after the last."""
+    with closing(Ahead(items, depth)) as coming:
+        yield from coming
 
 
 def copy_out(connection: Connection, query: str, layout: Sequence[tuple[str, str]]) -> Iterator[NDArray[Any]]:

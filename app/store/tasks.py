@@ -198,8 +198,8 @@ def store(connection: Connection, name: str, chosen: TaskSet, job_id: int | None
     task_set_id = connection.execute(
         text(
             "INSERT INTO label.task_set (name, version, is_current, kind, cohort_id, definition, digest, "
-            "definitions_digest, job_id) VALUES (:name, :version, true, :kind, :cohort_id, "
-            "CAST(:definition AS jsonb), :digest, '', :job_id) RETURNING task_set_id"
+            "job_id) VALUES (:name, :version, true, :kind, :cohort_id, CAST(:definition AS jsonb), :digest, "
+            ":job_id) RETURNING task_set_id"
         ),
         row,
     ).scalar_one()

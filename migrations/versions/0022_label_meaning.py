@@ -73,12 +73,13 @@ def upgrade() -> None:
         sa.Column(
             "definitions_digest",
             sa.LargeBinary(),
-            comment="sha256 over its tasks as they are defined, codes resolved",
+            server_default=sa.text("''::bytea"),
+            nullable=False,
+            comment="sha256 over its tasks as they are defined, codes resolved; empty until they are written",
         ),
         schema="label",
     )
     op.execute(DEFINITIONS)
-    op.alter_column("task_set", "definitions_digest", nullable=False, schema="label")
     worker, api, reader = map(role, ("worker", "api", "reader"))
     op.execute(f"GRANT SELECT ON label.label_meaning, label.label_concept TO {api}, {reader}")
     op.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON label.label_meaning TO {worker}")

@@ -118,7 +118,7 @@ def fill(url: str, folder: Path, settings: Settings) -> tuple[Callable[[], objec
     from app.store import cohorts, tasks
     from app.store.copy import HEADER, TRAILER
     from app.store.timelines import COLUMNS, pack
-    from workers.stages.label import label
+    from workers.stages import stage as stage_of
 
     random = np.random.default_rng(0)
     person, time, concept = draw(random)
@@ -166,6 +166,8 @@ def fill(url: str, folder: Path, settings: Settings) -> tuple[Callable[[], objec
     pq.write_table(events, folder / "event.parquet", row_group_size=250_000)
 
     number = itertools.count(1)
+
+    label = stage_of("label")
 
     def ours() -> None:
         stage(label, name=f"bench{next(number)}", cohort="bench", tasks="bench")

@@ -19,8 +19,8 @@ def add_labels(connection: Connection) -> None:
         text("""
         INSERT INTO label.cohort (name, version, is_current, definition, attrition, follow_up, digest)
         VALUES ('chest', 1, true, '{}', '[]', 'observation_period', '');
-        INSERT INTO label.task_set (name, version, is_current, kind, definition, digest, definitions_digest)
-        VALUES ('clinical', 1, true, 'clinical', '{}', '', '');
+        INSERT INTO label.task_set (name, version, is_current, kind, definition, digest)
+        VALUES ('clinical', 1, true, 'clinical', '{}', '');
         INSERT INTO label.label_set (name, version, is_current, cohort_id, task_set_id, digest, data_digest,
                                      num_members, num_events)
         VALUES ('outcomes', 1, false, 1, 1, '', '', 7, 0), ('outcomes', 2, true, 1, 1, '', '', 7, 4);

@@ -8,8 +8,10 @@ import gzip
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine, text
 
@@ -19,7 +21,7 @@ from app.store.splits import fraction, split_at
 from app.store.work import InlineWork
 from tests.app.store.records import Records, rows
 from workers import bridge
-from workers.stages import label as stage
+from workers.stages import label_timelines
 from workers.stages.label import label
 
 Make = Callable[..., InlineWork]
@@ -96,9 +98,27 @@ def test_the_number_of_chunks_changes_nothing(engine: Engine, work: Make, monkey
     before, rows_before = digests(engine), rows(engine, counts)
     with engine.begin() as connection:
         connection.exec_driver_sql("TRUNCATE label.label_set CASCADE")
-    monkeypatch.setattr(stage, "CHUNK_MEMBERS", 1)
+    monkeypatch.setattr(label_timelines, "STRETCH_MEMBERS", 1)
     build(work)
     assert digests(engine) == before and rows(engine, counts) == rows_before
+
+
+def test_timelines_that_are_read_early_are_those_of_the_moment_all_else_is_read(engine: Engine, work: Make) -> None:
+    fill(engine)
+    with engine.connect() as connection:
+        person = np.array(connection.exec_driver_sql("SELECT person_id FROM omop.timeline ORDER BY 1").scalars().all())
+    ones = np.ones(len(person), np.int64)
+    with engine.connect() as connection:
+        reading = connection.execution_options(isolation_level="REPEATABLE READ")
+        with label_timelines.Early(work(), reading) as early:
+            with engine.begin() as other:
+                other.exec_driver_sql("UPDATE omop.timeline SET num_events = 0, times = '', concepts = ''")
+            early.begin(person, ones, ones)
+            assert early.reader is not None
+            members = SimpleNamespace(person=person)
+            (part, timelines), *more = early.reader.of_members(members)  # type: ignore[arg-type]
+    assert part == slice(0, len(person)) and not more
+    assert len(timelines.time) > len(person)
 
 
 def test_a_cancelled_job_leaves_no_label_and_the_name_where_it_was(engine: Engine, work: Make) -> None:

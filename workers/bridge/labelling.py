@@ -114,11 +114,12 @@ EVERYBODY = (-NEVER, NEVER)
 """Bounds of person ids that hold all of them."""
 
 
-def read_persons(connection: Connection, cohort_id: int) -> NDArray[np.int64]:
-    """Persons of a cohort, ascending."""
-    statement = "SELECT DISTINCT person_id FROM label.cohort_member WHERE cohort_id = %s ORDER BY 1"
+def read_persons(connection: Connection, cohort_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Persons of a cohort, ascending, and how many members each is."""
+    statement = "SELECT person_id, count(*) FROM label.cohort_member WHERE cohort_id = %s GROUP BY 1 ORDER BY 1"
     rows = binary_cursor(connection).execute(statement, (cohort_id,)).fetchall()
-    return np.array([row[0] for row in rows], np.int64)
+    table = np.array(rows, np.int64).reshape(-1, 2)
+    return table[:, 0].copy(), table[:, 1].copy()
 
 
 def read_statement_events(

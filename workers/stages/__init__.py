@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -37,4 +38,5 @@ def stage(kind: str) -> Stage:
         raise UnknownName("kind of job", kind, STAGES)
     module, _, function = STAGES[kind].partition(":")
     found: Stage = getattr(importlib.import_module(module), function or kind)
+    gc.freeze()  # what is imported stays: the collector need not walk through it in each of its rounds
     return found

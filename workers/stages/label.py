@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,13 @@ from app.store.session import raw
 from app.store.vocabulary import MAX_UNKNOWN, unknown_of_cohort
 from app.store.work import Work
 from ml.labelling import EVENT, ConceptTasks, Labeller, MemberRows, TaskRules, merge_events
-from workers.bridge import Timelines, kept, read_timelines
+from workers.bridge import Timelines, kept
 from workers.bridge import labelling as bridge
 from workers.stages import label_kept, label_shards
+from workers.stages.label_timelines import Early, ReadAhead
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-
-CHUNK_EVENTS, CHUNK_MEMBERS = 1_000_000, 4_096
-"""Persons are read together until they hold so many events or members."""
 
 MOST_THREADS = 8
 """That label at once; beyond it the one connection that writes is what they wait for."""
@@ -88,10 +87,11 @@ def label(work: Work) -> dict[str, Any]:
     """
     name = names.check_name("label set", work.args.get("name"))
     found = label_shards.shared(work)
-    with work.connect() as reading:
+    with work.connect() as reading, ExitStack() as stack:
         reading = reading.execution_options(isolation_level="REPEATABLE READ")
+        early = None if found else stack.enter_context(Early(work, reading))
         cohort, tasks = (found.cohort, found.tasks) if found else definition(reading, name, work.args)
-        inputs = read_inputs(reading, cohort, tasks)
+        inputs = read_inputs(reading, cohort, tasks, early=early)
         check_vocabulary(work, reading, inputs.cohort.id)
         made = Making.of(reading, inputs)
         if found is not None:
@@ -107,7 +107,8 @@ def label(work: Work) -> dict[str, Any]:
             same = unchanged(writing, name, inputs)
             if same is not None:
                 stale.keep_digests(reading, writing, same["label_set_id"], inputs.cohort.id)
-            result = same or write(work, reading, writing, name, inputs, made)
+            early_timelines = early.reader if early is not None and made.taken is None else None
+            result = same or write(work, reading, writing, name, inputs, made, early_timelines)
         reading.rollback()
     if not result["events"]:
         work.log("No member has an outcome of these tasks; `lachesis show label` counts members by status.")
@@ -198,15 +199,26 @@ def check_vocabulary(work: Work, connection: Connection, cohort_id: int) -> None
             )
 
 
-def read_inputs(connection: Connection, cohort_name: str, task_set_name: str, ranks: slice = slice(None)) -> Inputs:
-    """Everything but timelines, in one snapshot; of the persons of some ranks alone. Raises UnknownName."""
+def read_inputs(
+    connection: Connection,
+    cohort_name: str,
+    task_set_name: str,
+    ranks: slice = slice(None),
+    early: Early | None = None,
+) -> Inputs:
+    """Everything but timelines, in one snapshot; of the persons of some ranks alone. Raises UnknownName.
+
+    Timelines take the longest: where `early` is given they begin to be read as soon as it is known whose.
+    """
     cohort = names.find(connection, "cohort", cohort_name)
     task_set = names.find(connection, "task set", task_set_name)
-    tasks = bridge.read_label_tasks(connection, task_set.id)
-    persons = bridge.read_persons(connection, cohort.id)[ranks]
-    bounds = (int(persons[0]), int(persons[-1])) if len(persons) else (0, -1)
-    members = bridge.read_label_members(connection, cohort.id, tasks, bounds)
+    persons, num_members = (column[ranks] for column in bridge.read_persons(connection, cohort.id))
     num_events, digests = bridge.read_timeline_digests(connection, persons)
+    if early is not None:
+        early.begin(persons, num_events, num_members)
+    bounds = (int(persons[0]), int(persons[-1])) if len(persons) else (0, -1)
+    tasks = bridge.read_label_tasks(connection, task_set.id)
+    members = bridge.read_label_members(connection, cohort.id, tasks, bounds)
     concept_tasks = bridge.read_concept_tasks(connection, task_set.id, tasks)
     events = bridge.read_statement_events(connection, cohort.id, tasks, bounds)
     return Inputs(
@@ -282,7 +294,13 @@ COUNT_COLUMNS = ("label_set_id", "split", "status", "n", "persons", "person_days
 
 
 def write(
-    work: Work, reading: Connection, writing: Connection, name: str, inputs: Inputs, made: Making
+    work: Work,
+    reading: Connection,
+    writing: Connection,
+    name: str,
+    inputs: Inputs,
+    made: Making,
+    timelines: ReadAhead | None,
 ) -> dict[str, Any]:
     """Store labels of all members, made here, by the job's shards or earlier, as the next version of the name."""
     from sqlalchemy import text
@@ -299,7 +317,9 @@ def write(
     }
     label_set_id = int(writing.execute(text(INSERT), row).scalar_one())
     left = inputs if made.taken is None else inputs.without(made.taken.new)
-    make = label_shards.move if made.is_shared else partial(write_all, reading=reading)
+    if timelines is None and not made.is_shared:
+        timelines = ReadAhead.of(reading, left.members, left.persons, left.num_events)
+    make = label_shards.move if timelines is None else partial(write_all, timelines=timelines)
     counts, digests = make(work, writing=writing, label_set_id=label_set_id, inputs=left)
     if made.taken is not None:
         label_kept.copy_rows(writing, made.taken, label_set_id)
@@ -325,7 +345,7 @@ def write(
 
 
 def write_all(
-    work: Work, *, reading: Connection, writing: Connection, label_set_id: int, inputs: Inputs
+    work: Work, *, timelines: ReadAhead, writing: Connection, label_set_id: int, inputs: Inputs
 ) -> tuple[NDArray[np.int64], dict[int, bytes]]:
     """Label all members into label.tte; counts of all, and the digest of each."""
     from psycopg.copy import QueuedLibpqWriter
@@ -336,7 +356,7 @@ def write_all(
     with cursor.copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)", writer=writer) as copy:
         copy.write(HEADER)
         labeller = LaterLabeller(inputs)
-        for part, rows, found in labelled(reading, inputs, labeller, partial(bridge.tte_heads, label_set_id)):
+        for part, rows, found in labelled(timelines, inputs, labeller, partial(bridge.tte_heads, label_set_id)):
             copy.write(rows.data.data)
             digests.update(zip(inputs.members.member[part].tolist(), found, strict=True))
             work.progress(part.stop, len(inputs.members.member), "scans", "label")
@@ -378,42 +398,12 @@ def keep(
     copy_in(writing, "label.label_meaning", columns, [kept.meaning_row(label_set_id, *meaning)])
 
 
-def chunks(inputs: Inputs) -> Iterator[slice]:
-    """Stretches of members, no person cut in two."""
-    row = np.searchsorted(inputs.persons, inputs.members.person)
-    first = np.searchsorted(row, np.arange(len(inputs.persons) + 1))
-    begin, held = 0, 0
-    for person, events in enumerate(inputs.num_events.tolist()):
-        held += events
-        if held >= CHUNK_EVENTS or first[person + 1] - begin >= CHUNK_MEMBERS:
-            yield slice(begin, int(first[person + 1]))
-            begin, held = int(first[person + 1]), 0
-    if begin < len(row):
-        yield slice(begin, len(row))
-
-
-def read_ahead(reading: Connection, inputs: Inputs) -> Iterator[tuple[slice, Timelines]]:
-    """Stretches of members with their persons' timelines, the next two of which are read while one is in use."""
-
-    def read(part: slice) -> tuple[slice, Timelines]:
-        return part, read_timelines(reading, np.unique(inputs.members.person[part]))
-
-    with ThreadPoolExecutor(1) as thread:
-        coming: deque[Future[tuple[slice, Timelines]]] = deque()
-        for part in chunks(inputs):
-            coming.append(thread.submit(read, part))
-            if len(coming) > 2:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-
-
 Heads = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """What comes before the arrays in the rows of members, by their ids: `bridge.tte_heads` of a set."""
 
 
 def labelled(
-    reading: Connection, inputs: Inputs, labeller: LaterLabeller, heads: Heads
+    read: ReadAhead, inputs: Inputs, labeller: LaterLabeller, heads: Heads
 ) -> Iterator[tuple[slice, bridge.TteRows, list[bytes]]]:
     """Stretches of members in order, with their rows and digests.
 
@@ -424,7 +414,7 @@ def labelled(
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[slice, Future[tuple[bridge.TteRows, list[bytes]]]]] = deque()
         try:
-            for part, timelines in read_ahead(reading, inputs):
+            for part, timelines in read.of_members(inputs.members):
                 waiting.append((part, pool.submit(label_part, timelines, labeller, inputs, part, heads)))
                 while waiting and (len(waiting) > threads or waiting[0][1].done()):
                     done, future = waiting.popleft()
@@ -433,6 +423,7 @@ def labelled(
                 done, future = waiting.popleft()
                 yield done, *future.result()
         finally:
+            read.close()
             for _, future in waiting:
                 future.cancel()
 

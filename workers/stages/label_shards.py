@@ -24,6 +24,7 @@ from app.store.work import Work
 from ml.labelling import STATUSES, MemberRows
 from workers.bridge import SPLITS
 from workers.bridge import labelling as bridge
+from workers.stages.label_timelines import ReadAhead
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -217,6 +218,7 @@ def write_shard(work: Work, reading: Connection, writing: Connection, inputs: In
     from workers.stages.label import LaterLabeller, labelled
 
     labeller, job_id, shard = LaterLabeller(inputs), work.args["parent"], work.args["shard"]
+    timelines = ReadAhead.of(reading, inputs.members, inputs.persons, inputs.num_events)
 
     def heads(member: NDArray[np.int64]) -> NDArray[np.uint8]:
         return bridge.shard_heads(job_id, shard, member)
@@ -224,7 +226,7 @@ def write_shard(work: Work, reading: Connection, writing: Connection, inputs: In
     columns = f"job_id, shard, cohort_member_id, digest, {ARRAYS}"
     with raw(writing).cursor().copy(f"COPY label.shard_tte ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
         copy.write(HEADER)
-        for part, rows, digests in labelled(reading, inputs, labeller, heads):
+        for part, rows, digests in labelled(timelines, inputs, labeller, heads):
             bridge.put_digests(rows, digests)
             copy.write(rows.data.data)
             work.progress(part.stop, len(inputs.members.member), "scans", "label")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from app.store.leakage import Answer, Check
 from app.store.work import Work
 from ml.labelling import Labeller, Sparse
 from workers.bridge import LabelSetInfo, Timelines, read_labels
-from workers.stages.label import Inputs, part_inputs, read_ahead, read_inputs
+from workers.stages.label import Inputs, part_inputs, read_inputs
+from workers.stages.label_timelines import ReadAhead
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -56,13 +58,14 @@ def _found_anew(work: Work, connection: Connection, inputs: Inputs, member: NDAr
     """Outcomes after the index alone."""
     labeller = Labeller(inputs.rules, inputs.concept_tasks)
     keys, seconds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for part, timelines in read_ahead(connection, inputs):
-        work.progress(part.stop, len(member), "scans", "labelling anew")
-        key, second = _cells(
-            _label_later(labeller, inputs, part, timelines), np.searchsorted(member, inputs.members.member[part])
-        )
-        keys.append(key)
-        seconds.append(second)
+    with closing(ReadAhead.of(connection, inputs.members, inputs.persons, inputs.num_events)) as read:
+        for part, timelines in read.of_members(inputs.members):
+            work.progress(part.stop, len(member), "scans", "labelling anew")
+            key, second = _cells(
+                _label_later(labeller, inputs, part, timelines), np.searchsorted(member, inputs.members.member[part])
+            )
+            keys.append(key)
+            seconds.append(second)
     key, second = np.concatenate(keys), np.concatenate(seconds)
     order = np.argsort(key)
     return key[order], second[order]
