@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import ProgrammingError
 
 from tests.migrations.rows import add_labels
 
@@ -101,7 +102,53 @@ def test_views_show_the_version_that_the_name_means(engine: Engine) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM label.tte_long('outcomes@1')")).scalar() == 0
         assert connection.execute(text("SELECT label.find_label_set('outcomes@1')")).scalar() == 1
-        assert connection.execute(text("SELECT label.find_label_set('nothing')")).scalar() is None
+
+
+ASKED = [
+    "label.find_label_set({})",
+    "label.tte_long({})",
+    "label.outcome({})",
+    "label.task_count({})",
+    "label.tte_at({})",
+    "label.binary({}, 365)",
+    "label.incidence({}, 'plain')",
+]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("'outcoms'", "did you mean 'outcomes'?"),
+        ("'Outcomes'", "did you mean 'outcomes'?"),
+        ("'outcomes@7'", "did you mean 'outcomes@1'?"),
+        ("'xyz'", "known: outcomes."),
+        ("NULL", "known: outcomes."),
+    ],
+)
+def test_functions_refuse_a_label_set_that_is_not_there(engine: Engine, asked: str, name: str, hint: str) -> None:
+    with pytest.raises(ProgrammingError) as refused:
+        rows(engine, f"SELECT * FROM {asked.format(name)}")
+    assert str(refused.value.orig).startswith(f"Expected a label set, found none called {name}; {hint}")
+
+
+def test_functions_refuse_names_where_there_are_no_labels_at_all(engine: Engine) -> None:
+    for asked in ASKED:
+        with engine.connect() as connection, pytest.raises(ProgrammingError, match="there is none yet"):
+            connection.exec_driver_sql(f"SELECT * FROM {asked.format(chr(39) + 'outcomes' + chr(39))}").all()
+
+
+def test_incidence_refuses_tasks_and_splits_that_are_not_there(engine: Engine) -> None:
+    rows(engine, "SELECT 1")
+    for asked, said in (
+        ("'outcomes', 'mortalty'", "Expected a task of the label set, found none called 'mortalty'; did you mean 'mor"),
+        ("'outcomes', 'x'", "found none called 'x'; known: plain, late, readmission, mortality."),
+        ("'outcomes', 'plain', 'heldout'", "Expected a split, found none called 'heldout'; did you mean 'held_out'?"),
+        ("'outcomes', 'plain', 'test'", "found none called 'test'; known: train, tuning, held_out."),
+    ):
+        with engine.connect() as connection, pytest.raises(ProgrammingError) as refused:
+            connection.exec_driver_sql(f"SELECT * FROM label.incidence({asked})").all()
+        assert said in str(refused.value.orig)
 
 
 def test_outcomes_are_the_events_of_the_long_form(engine: Engine) -> None:
@@ -177,10 +224,10 @@ def test_one_versions_rows_are_asked_for_by_its_name_and_number(engine: Engine) 
     found = rows(engine, "SELECT * FROM label.tte_at('outcomes@2') ORDER BY cohort_member_id")
     with engine.connect() as connection:
         count = "SELECT count(*) FROM label.tte_at(:name)"
-        sizes = [connection.execute(text(count), {"name": name}).scalar() for name in ("outcomes", "outcomes@1", "x")]
+        sizes = [connection.execute(text(count), {"name": name}).scalar() for name in ("outcomes", "outcomes@1")]
         arrays = connection.execute(text("SELECT * FROM label.tte WHERE label_set_id = 2 ORDER BY cohort_member_id"))
         stored = [dict(row) for row in arrays.mappings()]
-    assert sizes == [7, 0, 0] and {row["label_set"] for row in found} == {"outcomes@2"}
+    assert sizes == [7, 0] and {row["label_set"] for row in found} == {"outcomes@2"}
     assert [{name: row[name] for name in stored[0] if name != "label_set_id"} for row in found] == [
         {name: value for name, value in row.items() if name != "label_set_id"} for row in stored
     ]

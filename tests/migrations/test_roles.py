@@ -110,17 +110,25 @@ def test_a_reader_sees_the_rest(reader: psycopg.Connection[tuple[object, ...]]) 
         "SELECT * FROM omop.event",
         "SELECT * FROM omop.condition_occurrence",
         "SELECT * FROM label.tte_long",
-        "SELECT * FROM label.tte_long('x')",
-        "SELECT * FROM label.tte_at('x')",
         "SELECT * FROM label.label_concept",
         "SELECT * FROM label.outcome",
         "SELECT * FROM label.task_count",
-        "SELECT * FROM label.binary('x', 365)",
         "SELECT * FROM model.metric",
         "SELECT image_occurrence_id, acquired_at FROM omop.image_occurrence",
         "SELECT job_id, state, error_message FROM ops.job",
     ):
         reader.execute(statement)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["tte_long('x')", "tte_at('x')", "outcome('x')", "task_count('x')", "binary('x', 365)", "incidence('x', 'y')"],
+)
+def test_a_reader_may_ask_for_labels_and_hears_that_a_name_is_unknown(
+    reader: psycopg.Connection[tuple[object, ...]], asked: str
+) -> None:
+    with pytest.raises(psycopg.errors.UndefinedObject, match="Expected a label set, found none called 'x'"):
+        reader.execute(f"SELECT * FROM label.{asked}")  # type: ignore[call-overload]
 
 
 def test_by_default_a_reader_is_read_only_and_bounded_in_time(store: Store) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import ProgrammingError
 
 from app.store import cohorts, plots, tasks
 from app.store.work import InlineWork
@@ -161,12 +162,13 @@ def test_a_scan_is_at_risk_only_once_its_window_has_opened(engine: Engine) -> No
     assert died["death_incidence"] == pytest.approx(2 / 3 / 3)
 
 
-def test_another_split_or_an_unknown_task_gives_no_rows_of_others(labelled: Engine) -> None:
+def test_splits_add_up_and_an_unknown_task_is_refused(labelled: Engine) -> None:
     all_scans = incidence(labelled, "mortality", competes=False)
     by_split = [incidence(labelled, "mortality", competes=False, split=s) for s in ("train", "tuning", "held_out")]
     total = sum(row["num_events"] + row["num_censored"] for rows in by_split for row in rows)
     assert total == sum(row["num_events"] + row["num_censored"] for row in all_scans)
-    assert incidence(labelled, "mortalty", competes=False) == []
+    with pytest.raises(ProgrammingError, match="did you mean 'mortality'"):
+        incidence(labelled, "mortalty", competes=False)
 
 
 def test_figures_are_drawn_from_the_store_and_hide_small_cells(labelled: Engine, tmp_path: Path) -> None:
