@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ NORMS = ("auto", "group", "frozen", "batch")
 SCHEDULES = ("one_cycle", "cosine")
 PRECISIONS = ("float32", "bfloat16")
 STANDARDISATIONS = ("running", "none")
+OBJECTIVES = ("piecewise", "discrete", "cox")
+DEATHS = ("censors", "competes")
+REDUCTIONS = ("events", "mean")
+SMALLEST_RISK_SET = 8
+"""Scans a forward pass of the objective cox: it compares no others with each other."""
 LARGE = 1e9
 RANGES = (
     (("epochs", "batch", "accumulate", "pieces", "rank"), 1, LARGE, "1 or more"),
@@ -69,6 +74,15 @@ class Recipe:
     precision: str = "float32"
     """Of the encoder; head and loss are always float32."""
 
+    objective: str = "piecewise"
+    """Of the arm tte: piecewise (a constant hazard a piece of time), discrete (one chance a piece) or cox (scans of a
+    batch against each other)."""
+    death: str = "censors"
+    """competes: the head says the hazard of death, too, as one more task of the arm tte."""
+    reduction: str = "events"
+    """The loss is per outcome (mtl, visit: per known label); mean: per output."""
+    drop_without_events: bool = False
+    """Leave out train scans without any outcome to come (arm tte)."""
     pieces: int = 8
     rank: int = 512
     """Width of the time-dependent representation Z."""
@@ -93,6 +107,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
+PLAIN = {"str": str, "bool": bool}
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
 
@@ -144,9 +159,17 @@ def _parse(key: str, text: str) -> Any:
             return [int(part) for part in text.strip("[]()").split(",")]
         if kind.startswith("tuple[float"):
             return [float(part) for part in text.strip("[]()").split(",")]
-        return {"int": int, "float": float, "str": str}[kind](text)
+        parsers: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "bool": _truth}
+        return parsers[kind](text)
     except ValueError:
         raise ValueError(f"Expected {_kind_in_words(kind)} for {key}, got {text!r}.") from None
+
+
+def _truth(text: str) -> bool:
+    """Raises ValueError for any other word."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -156,7 +179,7 @@ def _typed(key: str, value: Any) -> Any:
         number = int if "int" in kind else float
         if isinstance(value, list | tuple) and all(_is_number(v, number) for v in value):
             return tuple(number(v) for v in value)
-    elif (kind == "str" and isinstance(value, str)) or (kind == "int" and _is_number(value, int)):
+    elif (kind in PLAIN and isinstance(value, PLAIN[kind])) or (kind == "int" and _is_number(value, int)):
         return value
     elif kind == "float" and _is_number(value, float):
         return float(value)
@@ -168,7 +191,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _kind_in_words(kind: str) -> str:
-    words = {"int": "a whole number", "float": "a number", "str": "text"}
+    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
     return words.get(kind, "whole numbers with commas" if "int" in kind else "numbers with commas")
 
 
@@ -179,6 +202,9 @@ def _check(recipe: Recipe) -> None:
         ("schedule", SCHEDULES),
         ("precision", PRECISIONS),
         ("standardise", STANDARDISATIONS),
+        ("objective", OBJECTIVES),
+        ("death", DEATHS),
+        ("reduction", REDUCTIONS),
     ):
         if getattr(recipe, key) not in known:
             raise ValueError(f"Expected one of {', '.join(known)} for {key}, got {getattr(recipe, key)!r}.")
@@ -192,5 +218,10 @@ def _check(recipe: Recipe) -> None:
         low_high = getattr(recipe, key)
         if len(low_high) != 2 or not low_high[0] < low_high[1]:
             raise ValueError(f"Expected low,high for {key}, got {list(low_high)}.")
+    if recipe.objective == "cox" and recipe.batch < SMALLEST_RISK_SET:
+        raise ValueError(
+            f"Expected batch {SMALLEST_RISK_SET} or more for objective=cox, which compares the scans of a batch, got "
+            f"{recipe.batch}; use a larger batch or objective=piecewise."
+        )
     if recipe.norm == "batch" and recipe.batch < 8:
         raise ValueError(f"Expected batch 8 or more for norm=batch, got {recipe.batch}; use norm=group or frozen.")

@@ -1,27 +1,14 @@
-"""Piecewise-constant hazards: where pieces of time begin and end, and a follow-up cut into them.
+"""Hazards by pieces of time: where pieces begin and end, and the model that knows the train rates alone.
 
 Shape suffixes: B = scan, P = piece, K = task. Times are days from the index; a piece is (start, end].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 OPEN = float("inf")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pieces:
-    """Time at risk and outcome in each piece, ready for the loss."""
-
-    exposure_BPK: Tensor
-    """Days at risk inside the piece, from the opening of the risk window; 0 once follow-up has ended."""
-    event_BPK: Tensor
-    """1 in the one piece in which the outcome was observed, else 0."""
 
 
 def choose_edges(event_days: NDArray[np.float64], pieces: int = 8) -> NDArray[np.float64]:
@@ -46,22 +33,12 @@ def choose_edges(event_days: NDArray[np.float64], pieces: int = 8) -> NDArray[np
     return np.array([*edges, OPEN])
 
 
-def cut(time_BK: Tensor, start_BK: Tensor, event_BK: Tensor, at_risk_BK: Tensor, edges: Tensor) -> Pieces:
-    """Cut each follow-up at `edges`.
-
-    Args:
-        time_BK: days from the index to outcome or end of follow-up.
-        start_BK: opening of the risk window, days from the index, 0 or later.
-        event_BK: True where the outcome was observed.
-        at_risk_BK: False for cells that carry nothing (prior, ineligible).
-        edges: (P + 1,) from `choose_edges`.
-    """
-    start_1P1, end_1P1 = edges[:-1].view(1, -1, 1), edges[1:].view(1, -1, 1)
-    time_B1K, from_B1K = time_BK.unsqueeze(1), start_BK.unsqueeze(1)
-    exposure_BPK = (time_B1K.minimum(end_1P1) - from_B1K.maximum(start_1P1)).clamp(min=0)
-    inside_BPK = (start_1P1 < time_B1K) & (time_B1K <= end_1P1)
-    event_BPK = inside_BPK & (event_BK & at_risk_BK).unsqueeze(1)
-    return Pieces(exposure_BPK=exposure_BPK * at_risk_BK.unsqueeze(1), event_BPK=event_BPK.to(exposure_BPK.dtype))
+def time_at_risk(
+    opens: NDArray[np.float64], until: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Days of (opens, until] that lie inside (low, high]; shapes are broadcast."""
+    days: NDArray[np.float64] = np.maximum(np.minimum(until, high) - np.maximum(opens, low), 0)
+    return days
 
 
 def last_day_at_risk(end_days: NDArray[np.float64], share: float = 0.1) -> float:
@@ -79,3 +56,8 @@ def last_day_at_risk(end_days: NDArray[np.float64], share: float = 0.1) -> float
 def null_log_hazard(num_events: NDArray[np.float64], person_days: NDArray[np.float64]) -> NDArray[np.float64]:
     """log((events + 1/2) / (person-days + 1)): (K,) each task's constant log-hazard a day at train scans."""
     return np.log((num_events + 0.5) / (person_days + 1.0))
+
+
+def null_log_odds(num_events: NDArray[np.float64], pieces_at_risk: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log of (events + 1/2) to (pieces lived through + 1/2): (K,) each task's constant log-odds a piece."""
+    return np.log((num_events + 0.5) / (pieces_at_risk - num_events + 0.5))

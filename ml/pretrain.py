@@ -141,9 +141,10 @@ def take_step(run: Training, batches: Iterator[dict[str, Tensor]], rate: float) 
     for _ in range(run.passes_per_step):
         batch = run.to_device(next(batches))
         output = run.output(batch)
-        part = run.loss(output, batch) / run.volumes_per_step
+        part = run.objective.loss(output, batch) / run.volumes_per_step
         part.backward()
-        loss, null = loss + part.detach(), null + run.null_loss(output, batch) / run.volumes_per_step
+        with torch.no_grad():
+            loss, null = loss + part.detach(), null + run.objective.null_loss(batch) / run.volumes_per_step
     _update(run, rate, float(loss))
     return float(loss - null)
 

@@ -20,10 +20,10 @@ from ml.config import Recipe
 from ml.data import mirrored, order
 from ml.embed import autocast, embed, pick_device, place, statistics, to_input
 from ml.encoders import Encoder, batch_norms, build_encoder, choose_norm
-from ml.hazards import cut
-from ml.heads import BinaryHead, HazardHead, Standardise
-from ml.losses import binary, piecewise_exponential
-from ml.targets import BinaryTargets, TteTargets
+from ml.heads import Standardise
+from ml.objectives import objective_of
+from ml.targets import BinaryTargets
+from ml.tte_targets import TteTargets
 
 CALIBRATION = 256
 """Train volumes that start the standardisation or re-estimate batch normalisation."""
@@ -44,6 +44,8 @@ class Data:
     tuning: NDArray[np.int64]
     """Rows of the tuning split; may be empty."""
     targets: TteTargets | BinaryTargets
+    num_dropped: int = 0
+    """Train scans left out because no outcome is to come."""
 
     def some(self, n: int, seed: int) -> list[int]:
         """Up to n train rows, by chance."""
@@ -72,8 +74,8 @@ class Training:
         self.recipe, self.data, self.seed = recipe, data, seed
         self.encoder = start_encoder(recipe, seed, weights)
         self.device = next(self.encoder.parameters()).device
-        self.head = _head(recipe, data.targets, self.encoder.width).to(self.device)
-        self.edges = torch.as_tensor(getattr(data.targets, "edges", [0.0, 1.0]), dtype=torch.float32).to(self.device)
+        self.objective = objective_of(recipe, data.targets, self.device)
+        self.head = self.objective.head(self.encoder.width).to(self.device)
         self.named = {
             f"{part}.{name}": parameter
             for part, module in (("encoder", self.encoder), ("head", self.head))
@@ -86,7 +88,6 @@ class Training:
         self.steps_per_epoch = len(data.train) // self.volumes_per_step
         self.num_steps = recipe.epochs * self.steps_per_epoch
         self.step, self.skipped = 0, 0
-        self.null_K = torch.from_numpy(data.targets.null).float().to(self.device)
         self.excess_sum, self.excess_count = 0.0, 0
         """Of what the model lost beyond the null model in the steps since the last point of the curve."""
         self.history: list[dict[str, float]] = []
@@ -136,20 +137,6 @@ class Training:
         made: Tensor = self.head(embedding_BD.float())
         return made
 
-    def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Sum over the scans of a batch, divided by the train mean number of events (or known labels) a scan."""
-        if isinstance(self.data.targets, TteTargets):
-            pieces = cut(batch["time"], batch["start"], batch["event"], batch["at_risk"], self.edges)
-            per_scan_B = piecewise_exponential(output, pieces)
-        else:
-            per_scan_B = binary(output, batch["label"], batch["known"])
-        return per_scan_B.sum() / self.data.targets.per_scan
-
-    @torch.no_grad()
-    def null_loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """What the null model, which knows the train rates alone, loses on the same batch."""
-        return self.loss(self.null_K.expand_as(output), batch)
-
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch where the encoder is."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -164,8 +151,8 @@ class Training:
             some = rows[begin : begin + 4 * self.recipe.batch]
             batch = self.to_device(self._tensors(np.stack([self.data.volume(int(row)) for row in some]), some))
             output = self.output(batch)
-            model += float(self.loss(output, batch))
-            null += float(self.null_loss(output, batch))
+            model += float(self.objective.loss(output, batch))
+            null += float(self.objective.null_loss(batch))
         self.train()
         return model / len(rows), null / len(rows)
 
@@ -230,19 +217,6 @@ def own_facts(recipe: Recipe, encoder: Encoder, seed: int) -> dict[str, Any]:
     """What every checkpoint says of itself."""
     norm = "frozen" if encoder.frozen_statistics else "batch" if batch_norms(encoder) else "group"
     return {"recipe": recipe.to_dict(), "norm": norm, "width": encoder.width, "seed": seed}
-
-
-def _head(recipe: Recipe, targets: TteTargets | BinaryTargets, width: int) -> HazardHead | BinaryHead:
-    running = recipe.standardise == "running"
-    standardise = Standardise(width, recipe.momentum) if running else nn.Identity()
-    head: HazardHead | BinaryHead
-    if isinstance(targets, TteTargets):
-        pieces = len(targets.edges) - 1
-        head = HazardHead(width, pieces, targets.width, rank=recipe.rank, sd=recipe.head_sd, standardise=standardise)
-    else:
-        head = BinaryHead(width, targets.width, sd=recipe.head_sd, standardise=standardise)
-    head.start_at(torch.from_numpy(targets.null))
-    return head
 
 
 def _optimiser(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.AdamW:

@@ -10,6 +10,7 @@ ROWS = {
     "headers": "tests.bench.headers",
     "label": "tests.bench.label",
     "label-full": "tests.bench.label_full",
+    "loss": "tests.bench.loss",
     "step": "tests.bench.step",
     "cox": "tests.bench.cox",
     "cindex": "tests.bench.cindex",

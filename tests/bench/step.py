@@ -21,8 +21,8 @@ from ml.data import Cached, Source, VolumeCache, cores, prefetch, volume_recipe
 from ml.embed import autocast, pick_device, place
 from ml.encoders import build_encoder
 from ml.pretrain import take_step
-from ml.targets import TteTargets
 from ml.training import Data, Training
+from ml.tte_targets import TteTargets
 from tests.bench import Row, median_ratio
 from tests.ml.arrays import exponential_labels
 

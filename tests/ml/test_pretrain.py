@@ -14,8 +14,9 @@ from ml.config import Recipe, read_recipe
 from ml.embed import embed
 from ml.heads import Standardise
 from ml.pretrain import keep_untrained, learning_rate, pretrain
-from ml.targets import MtlTargets, TteTargets
+from ml.targets import MtlTargets
 from ml.training import Data, Training
+from ml.tte_targets import TteTargets
 from tests.ml.arrays import label_arrays
 
 DAY = 86_400

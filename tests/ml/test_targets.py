@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml.labelling import CENSORED, COMPETING, DAY_SECONDS, EVENT, task_outcomes
-from ml.targets import MtlTargets, TteTargets, VisitTargets, outcomes, totals
+from ml.targets import MtlTargets, VisitTargets, outcomes
+from ml.tte_targets import Stretches, TteTargets, with_death
 from tests.ml.arrays import exponential_labels, label_arrays, sparse
 
 
@@ -65,11 +66,42 @@ def test_totals_over_scans_are_the_sums_of_their_dense_batches(seed: int) -> Non
     labels = messy_labels(seed)
     rows = np.random.default_rng(seed).permutation(12)[:9]
     batch = outcomes(labels, rows)
-    num_events, person_days, times = totals(labels, rows)
+    num_events, person_days, times = Stretches(labels).totals(rows)
     np.testing.assert_array_equal(num_events, batch.event_BK.sum(0))
     exposure = np.maximum(batch.time_BK - batch.start_BK, 0) * batch.at_risk_BK
     np.testing.assert_allclose(person_days, exposure.sum(0, dtype=np.float64), rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(np.sort(times), np.sort(batch.time_BK[batch.event_BK]), rtol=1e-6)
+
+
+@settings(deadline=None)  # the first call of torch is slow
+@given(st.integers(0, 10_000))
+def test_what_is_shared_and_the_cells_that_differ_make_up_the_dense_batch(seed: int) -> None:
+    labels = messy_labels(seed)
+    rows = np.random.default_rng(seed).permutation(12)[:9]
+    dense, stretches = outcomes(labels, rows), Stretches(labels)
+    opens, until = (a[:, stretches.rule_of].copy() for a in stretches.shared(rows))
+    event = np.zeros(opens.shape, np.bool_)
+    cells = stretches.cells(rows)
+    assert len(np.unique(cells.row * 5 + cells.task)) == len(cells.row)
+    for into, values in ((opens, cells.opens), (until, cells.until), (event, cells.event)):
+        into[cells.row, cells.task] = values
+    np.testing.assert_array_equal(event, dense.event_BK)
+    exposure = np.maximum(dense.time_BK - dense.start_BK, 0) * dense.at_risk_BK
+    np.testing.assert_allclose((until - opens) / DAY_SECONDS, exposure, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose((opens / DAY_SECONDS)[exposure > 0], dense.start_BK[exposure > 0], rtol=1e-5)
+
+
+@settings(deadline=None)  # the first call of torch is slow
+@given(st.integers(0, 10_000))
+def test_death_as_an_outcome_is_the_first_death_inside_follow_up(seed: int) -> None:
+    labels = messy_labels(seed)
+    more = with_death(labels)
+    one = task_outcomes(more, 5)
+    died = labels.eligible & (labels.death_seconds > 0) & (labels.death_seconds <= labels.follow_up_seconds)
+    np.testing.assert_array_equal(one.status == EVENT, died)
+    np.testing.assert_array_equal(one.time_days[died], labels.death_seconds[died] / DAY_SECONDS)
+    for k in range(5):
+        np.testing.assert_array_equal(task_outcomes(more, k).status, task_outcomes(labels, k).status)
 
 
 @settings(deadline=None)  # the first call of torch is slow

@@ -31,3 +31,30 @@ def binary_cross_entropy(logit: float, label: bool) -> float:
     """−log of the probability given to what happened."""
     probability = 1 / (1 + math.exp(-logit))
     return -math.log(probability if label else 1 - probability)
+
+
+def discrete_likelihood(
+    log_odds: Sequence[float], edges: Sequence[float], start: float, time: float, event: bool
+) -> float:
+    """−log of surviving each piece lived through at least half and, where observed, of the outcome in its piece."""
+    total = 0.0
+    for odds, low, high in zip(log_odds, edges[:-1], edges[1:], strict=True):
+        chance = 1 / (1 + math.exp(-odds))
+        lived = max(0.0, min(time, high) - max(start, low))
+        if event and low < time <= high:
+            total -= math.log(chance)
+        elif lived >= (high - low) / 2:
+            total -= math.log(1 - chance)
+    return total
+
+
+def partial_likelihood(
+    risk: Sequence[float], opens: Sequence[float], until: Sequence[float], event: Sequence[bool]
+) -> float:
+    """−log of Cox's partial likelihood: for each outcome, its share of the risk of all who were at risk then."""
+    total = 0.0
+    for i, observed in enumerate(event):
+        if observed:
+            at_risk = [j for j in range(len(risk)) if opens[j] < until[i] <= until[j]]
+            total -= risk[i] - math.log(sum(math.exp(risk[j]) for j in at_risk))
+    return total

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ml.pretrain import Result
-    from ml.targets import BinaryTargets, TteTargets
+    from ml.targets import BinaryTargets
     from ml.training import Data
+    from ml.tte_targets import TteTargets
 
 ARMS = ("base", "mtl", "visit", "tte")
 KEEP = 3
@@ -201,21 +202,32 @@ def _data(plan: Plan, rows: NDArray[np.int64], volumes: ScanVolumes) -> Data:
             f"Expected eligible train members in the cohort {plan.info.cohort!r}, found none; "
             f"`lachesis show cohort {plan.info.cohort}` says why they were left out."
         )
+    every = len(train)
+    if plan.arm == "tte" and plan.recipe.drop_without_events:
+        train = train[np.diff(plan.labels.events.ptr)[train] > 0]
     try:
         targets = _targets(plan, train)
     except ValueError as error:
         raise InputError(f"{error} The label set is {plan.info.name!r}.") from None
-    return Data(volume=lambda row: volumes.read(source[row]), train=train, tuning=tuning, targets=targets)
+    return Data(
+        volume=lambda row: volumes.read(source[row]),
+        train=train,
+        tuning=tuning,
+        targets=targets,
+        num_dropped=every - len(train),
+    )
 
 
 def _targets(plan: Plan, train: NDArray[np.int64]) -> TteTargets | BinaryTargets:
-    from ml.targets import MtlTargets, TteTargets, VisitTargets
+    from ml.targets import MtlTargets, VisitTargets
+    from ml.tte_targets import TteTargets
 
     if plan.arm == "mtl":
         return MtlTargets(plan.labels, train, plan.info.horizons_days)
     if plan.arm == "visit":
         return VisitTargets(plan.labels, train)
-    return TteTargets(plan.labels, train, plan.recipe.pieces)
+    recipe = plan.recipe
+    return TteTargets(plan.labels, train, recipe.pieces, objective=recipe.objective, death=recipe.death)
 
 
 def _describe(plan: Plan, data: Data, volumes: ScanVolumes) -> dict[str, Any]:
@@ -224,7 +236,7 @@ def _describe(plan: Plan, data: Data, volumes: ScanVolumes) -> dict[str, Any]:
 
     from ml.hazards import last_day_at_risk
     from ml.labelling import DAY_SECONDS
-    from ml.targets import TteTargets
+    from ml.tte_targets import TteTargets
 
     targets = data.targets
     follow_up = plan.labels.follow_up_seconds[data.train] / DAY_SECONDS
@@ -237,13 +249,15 @@ def _describe(plan: Plan, data: Data, volumes: ScanVolumes) -> dict[str, Any]:
         "num_tasks": len(plan.info.task_names),
         "num_train": len(data.train),
         "num_tuning": len(data.tuning),
+        "num_without_events": data.num_dropped,
         "num_unreadable": len(volumes.failed),
         "per_scan": targets.per_scan,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     if isinstance(targets, TteTargets):
-        described["pieces_days"] = [*targets.edges[:-1].tolist(), None]  # the last piece is open
+        last = targets.edges[-1]
+        described["pieces_days"] = [*targets.edges[:-1].tolist(), None if np.isinf(last) else last]  # None: open
         described["last_day_at_risk"] = last_day_at_risk(follow_up)
     elif plan.arm == "mtl":
         described["horizons_days"] = plan.info.horizons_days
