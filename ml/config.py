@@ -15,7 +15,10 @@ from typing import Any
 RECIPES = Path(__file__).parent / "recipes"
 
 NORMS = ("auto", "group", "frozen", "batch")
-SCHEDULES = ("one_cycle", "cosine")
+SCHEDULES = ("one_cycle", "cosine", "plateau")
+SELECTIONS = ("last", "best")
+WATCHED = ("tuning_gain", "tuning_probe_c")
+COMPILED = ("auto", "on", "off")
 PRECISIONS = ("float32", "bfloat16")
 STANDARDISATIONS = ("running", "none")
 OBJECTIVES = ("piecewise", "discrete", "cox")
@@ -28,6 +31,9 @@ RANGES = (
     (("epochs", "batch", "accumulate", "pieces", "rank"), 1, LARGE, "1 or more"),
     (("learning_rate", "spacing_mm", "scale_hu"), 1e-12, LARGE, "more than 0"),
     (("flip_x", "warm_up", "momentum"), 0, 1, "0 to 1"),
+    (("ema", "zoom"), 0, 0.99999, "0 or more, and less than 1"),
+    (("rotate_degrees",), 0, 180, "0 to 180"),
+    (("shift_mm", "offset_hu", "noise_hu", "patience", "min_delta", "probe_scans"), 0, LARGE, "0 or more"),
     (("weight_decay", "clip_norm", "head_sd"), 0, LARGE, "0 or more"),
     (("centre_hu",), -LARGE, LARGE, "a finite number"),
 )
@@ -58,6 +64,17 @@ class Recipe:
     flip_x: float = 0.5
     """Chance that a training volume is mirrored left to right."""
 
+    rotate_degrees: float = 0.0
+    """Training volumes are turned in the axial plane by up to so much either way …"""
+    zoom: float = 0.0
+    """… made up to this share larger, or as much smaller …"""
+    shift_mm: float = 0.0
+    """… and moved by up to so much along each axis; what comes in is air."""
+    offset_hu: float = 0.0
+    """Their HU are raised or lowered by up to so much, alike in all voxels …"""
+    noise_hu: float = 0.0
+    """… and noise of a standard deviation of up to so much is added."""
+
     epochs: int = 20
     batch: int = 4
     """Volumes a forward pass."""
@@ -68,6 +85,20 @@ class Recipe:
     schedule: str = "cosine"
     warm_up: float = 0.05
     """Share of the steps until the largest learning rate."""
+    ema: float = 0.0
+    """Decay a step of a running average of the weights, which then is what is judged and kept; 0: none."""
+    patience: int = 0
+    """Epochs in a row without a better one that end the training; 0: it goes on to the last."""
+    min_delta: float = 0.0
+    """By how much an epoch has to be better."""
+    watch: str = "tuning_gain"
+    """The figure by which an epoch is better: tuning_gain, or tuning_probe_c (ml.selection)."""
+    select: str = "last"
+    """The weights that are kept at the end: those of the last epoch, or of the best."""
+    probe_scans: int = 256
+    """Train scans of the probe after each epoch; 0: none."""
+    compile: str = "auto"
+    """torch.compile of the encoder: auto where there is an accelerator, on or off."""
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
@@ -200,6 +231,9 @@ def _check(recipe: Recipe) -> None:
     for key, known in (
         ("norm", NORMS),
         ("schedule", SCHEDULES),
+        ("select", SELECTIONS),
+        ("watch", WATCHED),
+        ("compile", COMPILED),
         ("precision", PRECISIONS),
         ("standardise", STANDARDISATIONS),
         ("objective", OBJECTIVES),
@@ -218,6 +252,8 @@ def _check(recipe: Recipe) -> None:
         low_high = getattr(recipe, key)
         if len(low_high) != 2 or not low_high[0] < low_high[1]:
             raise ValueError(f"Expected low,high for {key}, got {list(low_high)}.")
+    if recipe.watch == "tuning_probe_c" and not recipe.probe_scans:
+        raise ValueError("Expected probe_scans above 0 for watch=tuning_probe_c, got 0; use 256.")
     if recipe.objective == "cox" and recipe.batch < SMALLEST_RISK_SET:
         raise ValueError(
             f"Expected batch {SMALLEST_RISK_SET} or more for objective=cox, which compares the scans of a batch, got "

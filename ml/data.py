@@ -202,9 +202,9 @@ def threads_for(recipe: Recipe) -> int:
     return 1 if recipe.batch * int(np.prod(recipe.shape_zyx)) < 1_000_000 else cores()
 
 
-def order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The order of n train scans in an epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
+def order(seed: int, epoch: int, n: int, turn: int = 0) -> NDArray[np.int64]:
+    """The order of n train scans in an epoch; another one in each further turn at it."""
+    return np.random.default_rng([seed, epoch, turn] if turn else [seed, epoch]).permutation(n)
 
 
 def mirrored(seed: int, epoch: int, rows: NDArray[np.int64], chance: float) -> NDArray[np.bool_]:

@@ -18,12 +18,17 @@ from ml.config import Recipe
 from ml.data import prefetch, threads_for
 from ml.embed import embed, statistics, to_input
 from ml.encoders import reestimate_statistics
+from ml.schedules import learning_rate
 from ml.training import CALIBRATION, STATISTICS, Data, Training, own_facts, start_encoder
 
 PATIENCE = 3
 """Steps in a row that may be skipped because a number is not finite."""
 POINTS = 200
 """Points of a train loss curve, about."""
+MOST_TURNS = 2
+"""How often a run that diverges goes back to its last stop."""
+WRITE_AGAIN, WAIT_SECONDS = 3, 1.0
+"""How often writing a stop is tried again, and how long after."""
 KEEP_SECONDS = 10.0
 KEEP_TIMES = 20.0
 """A stop on the way is written at the end of an epoch and every 10 seconds, but only after 20 times the seconds that
@@ -43,8 +48,16 @@ class Observer(Protocol):
         """A point of the loss curves: train_loss, learning_rate, volumes_per_second; tuning_loss, tuning_gain."""
         ...
 
-    def keep(self, file: Path, step: int, total: int) -> None:
-        """A stop on the way lies at `file`, to be published."""
+    def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
+        """A stop on the way lies at `file`, to be published; where it is from now on.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        ...
+
+    def alarm(self, message: str) -> None:
+        """Something that training survives and that somebody should know."""
         ...
 
 
@@ -61,22 +74,6 @@ class Result:
     validation: dict[str, Any]
 
 
-def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """The rate of a step: up over the warm-up, then down by a cosine; a function of the step alone.
-
-    `one_cycle` climbs from 1/25 by a cosine and ends near 0; `cosine` climbs from 0 by a line and ends at 1/100.
-    """
-    warm = max(1.0, recipe.warm_up * num_steps)
-    one_cycle = recipe.schedule == "one_cycle"
-    if step < warm:
-        share = (1 - math.cos(math.pi * step / warm)) / 2 if one_cycle else (step + 1) / (warm + 1)
-        low = 1 / 25 if one_cycle else 0.0
-    else:
-        share = (1 + math.cos(math.pi * (step - warm) / max(1.0, num_steps - warm))) / 2
-        low = 1e-4 if one_cycle else 0.01
-    return recipe.learning_rate * (low + (1 - low) * share)
-
-
 def pretrain(
     recipe: Recipe,
     data: Data,
@@ -87,6 +84,7 @@ def pretrain(
     facts: Mapping[str, Any],
     weights: Path | None = None,
     resume: Path | None = None,
+    best: Path | None = None,
 ) -> Result:
     """Train an encoder and its head by AdamW, from the null model on, to the last epoch or the observer's word.
 
@@ -99,9 +97,11 @@ def pretrain(
         facts: kept in the checkpoint's header.
         weights: to start from, instead of random ones.
         resume: a stop on the way of this very training.
+        best: its stop that was the best so far.
 
     Raises:
-        ValueError: weights or a stop that do not fit, or numbers that are not finite in several steps in a row.
+        ValueError: weights or a stop that do not fit.
+        Diverged: numbers that are not finite, also after going back to a stop.
     """
     torch.set_num_threads(threads_for(recipe))
     run = Training(recipe, data, seed, weights)
@@ -110,29 +110,35 @@ def pretrain(
     else:
         run.calibrate()
         run.note_epoch()
-    keeper, meter = _Keeper(run, folder, facts, observer), _Meter(run, observer)
-    passes = range(run.step * run.passes_per_step, run.num_steps * run.passes_per_step)
+    keeper = Keeper(run, folder, facts, observer, last=resume, best=best)
+    while not run.is_over:
+        try:
+            if not train_on(run, keeper, observer):
+                return keeper.hand_back()
+        except Diverged as error:
+            keeper.go_back(error)
+    return keeper.finish()
 
+
+def train_on(run: Training, keeper: Keeper, observer: Observer) -> bool:
+    """Take step after step to the end of the run; False where the observer says to stop."""
+    meter = _Meter(run, observer)
+    passes = range(run.step * run.passes_per_step, run.num_steps * run.passes_per_step)
     run.train()
     with closing(prefetch(run.load, passes)) as batches:
-        while run.step < run.num_steps:
+        while not run.is_over:
             if observer.stop():
-                return keeper.hand_back()
+                return False
             keeper.keep_when_due()
-
-            rate = learning_rate(recipe, run.step, run.num_steps)
-            excess = take_step(run, batches, rate)
-            meter.note(excess, rate)
+            rate = learning_rate(run.recipe, run.step, run.num_steps, run.plateau.scale)
+            meter.note(take_step(run, batches, rate), rate)
             if run.step % run.steps_per_epoch == 0:
-                meter.note_epoch(run.note_epoch())
+                values = run.note_epoch()
+                meter.note_epoch(values)
+                if run.selection.note(run.epoch, values):
+                    keeper.keep(is_best=True)
             observer.progress(run.step, run.num_steps, run.epoch)
-    return Result(
-        file=run.finish(folder / "final.safetensors", facts),
-        step=run.step,
-        num_steps=run.num_steps,
-        finished=True,
-        validation=_validation(run),
-    )
+    return True
 
 
 def take_step(run: Training, batches: Iterator[dict[str, Tensor]], rate: float) -> float:
@@ -150,58 +156,110 @@ def take_step(run: Training, batches: Iterator[dict[str, Tensor]], rate: float) 
 
 
 def _update(run: Training, rate: float, loss: float) -> None:
-    """One optimiser step; skipped where loss or gradient are not finite. Raises ValueError after some in a row."""
+    """One optimiser step; skipped where loss or gradient are not finite. Raises Diverged after some in a row."""
     clip = run.recipe.clip_norm or math.inf
     norm = float(nn.utils.clip_grad_norm_(run.named.values(), clip))
     if math.isfinite(loss) and math.isfinite(norm):
         for group in run.optimiser.param_groups:
             group["lr"] = rate
         run.optimiser.step()
+        run.note_step(loss)
         run.skipped = 0
     else:
         run.skipped += 1
         if run.skipped > PATIENCE:
-            raise ValueError(
-                f"Expected a finite loss, got {loss} with a gradient of norm {norm} in {run.skipped} steps in a row at "
-                f"step {run.step}; use a smaller learning_rate or precision=float32."
-            )
+            raise Diverged(run, loss, norm)
     run.optimiser.zero_grad(set_to_none=True)
     run.step += 1
 
 
-def _validation(run: Training) -> dict[str, Any]:
-    """Losses on tuning: the last, and one entry an epoch."""
-    return {**(run.history[-1] if run.history else {}), "epochs": run.history}
+class Diverged(ValueError):
+    """Steps in a row whose loss or gradient is not finite."""
+
+    def __init__(self, run: Training, loss: float, norm: float) -> None:
+        steps = range(run.step - run.skipped + 1, run.step + 1)
+        self.rows = sorted({row for step in steps for row in run.rows_of_step(step).tolist()})
+        """Rows of the scans of these steps."""
+        super().__init__(
+            f"Expected a finite loss, got {loss} with a gradient of norm {norm} in {run.skipped} steps in a row at "
+            f"step {run.step}; use a smaller learning_rate or precision=float32, and look at the scans of these steps."
+        )
 
 
-class _Keeper:
-    """Writes stops on the way, often enough and not too often."""
+class Keeper:
+    """Writes stops on the way, often enough and not too often, and goes back to the last where training diverges."""
 
-    def __init__(self, run: Training, folder: Path, facts: Mapping[str, Any], observer: Observer) -> None:
+    def __init__(
+        self,
+        run: Training,
+        folder: Path,
+        facts: Mapping[str, Any],
+        observer: Observer,
+        *,
+        last: Path | None = None,
+        best: Path | None = None,
+    ) -> None:
         self.run, self.folder, self.facts, self.observer = run, folder, facts, observer
+        self.last, self.best = last, best
         self.at, self.cost = time.monotonic(), 0.0
 
     def keep_when_due(self) -> None:
+        """Keep a stop at the end of an epoch and every few seconds, where that is worth its cost."""
         elapsed = time.monotonic() - self.at
         due = elapsed > KEEP_SECONDS or self.run.step % self.run.steps_per_epoch == 0
         if self.run.step and due and elapsed > KEEP_TIMES * self.cost:
             self.keep()
 
-    def keep(self) -> Path:
+    def keep(self, *, is_best: bool = False) -> None:
+        """Write a stop; where that fails, training goes on, and whoever watches is told."""
         began = time.monotonic()
-        file = self.run.save(self.folder / f"step-{self.run.step}.safetensors", self.facts)
-        self.observer.keep(file, self.run.step, self.run.num_steps)
+        for attempt in range(1 + WRITE_AGAIN):
+            try:
+                self._write(is_best=is_best)
+                break
+            except OSError as error:
+                if attempt == WRITE_AGAIN:
+                    self.observer.alarm(
+                        f"Step {self.run.step} could not be kept ({error}); training goes on, and would go on from "
+                        "the stop before if it ended now. Is the disk full?"
+                    )
+                time.sleep(WAIT_SECONDS)
         self.at = time.monotonic()
         self.cost = self.at - began
-        return file
+
+    def _write(self, *, is_best: bool = False) -> Path:
+        file = self.run.save(self.folder / f"step-{self.run.step}.safetensors", self.facts)
+        self.last = self.observer.keep(file, self.run.step, self.run.num_steps, is_best=is_best)
+        if is_best:
+            self.best = self.last
+        return self.last
+
+    def go_back(self, error: Diverged) -> None:
+        """Take up the last stop, with another order of scans. Raises the error where there is none, or too often."""
+        if self.last is None or self.run.turn >= MOST_TURNS:
+            raise error
+        turn = self.run.turn + 1
+        self.run.optimiser.zero_grad(set_to_none=True)
+        self.run.resume(self.last)
+        self.run.turn, self.run.skipped = turn, 0
+        self.observer.alarm(f"{error} Training went back to step {self.run.step} and goes on with another order.")
 
     def hand_back(self) -> Result:
         """Keep what there is; where no step was taken, nothing is."""
+        return self._result(self._write() if self.run.step else None, finished=False)
+
+    def finish(self) -> Result:
+        """The weights of the last epoch, or of the best one where the recipe says so."""
         run = self.run
-        file = self.keep() if run.step else None
-        return Result(
-            file=file, step=run.step, num_steps=run.num_steps, finished=False, validation=_validation(self.run)
-        )
+        if run.recipe.select == "best" and self.best is not None:
+            run.take_weights(self.best)
+        return self._result(run.finish(self.folder / "final.safetensors", self.facts), finished=True)
+
+    def _result(self, file: Path | None, *, finished: bool) -> Result:
+        run = self.run
+        last = run.history[-1] if run.history else {}
+        validation = {**last, "epochs": run.history, "best_epoch": run.selection.best_epoch}
+        return Result(file=file, step=run.step, num_steps=run.num_steps, finished=finished, validation=validation)
 
 
 class _Meter:

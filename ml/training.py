@@ -5,8 +5,9 @@ Shape suffixes: B = scan of a batch, D = embedding, K = task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ml import checkpoint
+from ml import augment, checkpoint
 from ml.config import Recipe
-from ml.data import mirrored, order
+from ml.data import order
 from ml.embed import autocast, embed, pick_device, place, statistics, to_input
 from ml.encoders import Encoder, batch_norms, build_encoder, choose_norm
 from ml.heads import Standardise
 from ml.objectives import objective_of
+from ml.schedules import Plateau
+from ml.selection import Probe, Selection
 from ml.targets import BinaryTargets
 from ml.tte_targets import TteTargets
 
@@ -74,6 +77,8 @@ class Training:
         self.recipe, self.data, self.seed = recipe, data, seed
         self.encoder = start_encoder(recipe, seed, weights)
         self.device = next(self.encoder.parameters()).device
+        if recipe.compile == "on" or (recipe.compile == "auto" and self.device.type == "cuda"):
+            self.encoder.compile()  # in place: names of weights stay
         self.objective = objective_of(recipe, data.targets, self.device)
         self.head = self.objective.head(self.encoder.width).to(self.device)
         self.named = {
@@ -87,16 +92,29 @@ class Training:
         self.passes_per_step = -(-self.volumes_per_step // recipe.batch)
         self.steps_per_epoch = len(data.train) // self.volumes_per_step
         self.num_steps = recipe.epochs * self.steps_per_epoch
-        self.step, self.skipped = 0, 0
+        self.step, self.skipped, self.turn = 0, 0, 0
+        """Steps taken, those skipped in a row, and how often the run went back to a stop."""
+        self.average = {name: p.detach().clone() for name, p in self.named.items()} if recipe.ema else {}
+        self.plateau = Plateau()
+        self.selection = Selection(watch=recipe.watch, min_delta=recipe.min_delta, patience=recipe.patience)
+        self.epoch_loss = [0.0, 0.0]
+        """Sum of the train losses of this epoch's steps, and how many."""
         self.excess_sum, self.excess_count = 0.0, 0
         """Of what the model lost beyond the null model in the steps since the last point of the curve."""
         self.history: list[dict[str, float]] = []
-        """Losses on tuning, one entry an epoch, the null model's start first."""
+        """Figures on tuning, one entry an epoch, the null model's start first."""
+        probed = np.array(data.some(recipe.probe_scans, seed), np.int64)
+        self.probe = Probe(data.targets.labels, probed, data.tuning) if recipe.probe_scans else None
 
     @property
     def epoch(self) -> int:
         """Epochs finished."""
         return self.step // self.steps_per_epoch
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is taken, or nothing better came for too long."""
+        return self.step >= self.num_steps or self.selection.is_over
 
     def train(self) -> None:
         """Put both parts in train mode."""
@@ -113,69 +131,124 @@ class Training:
         """The epoch and the scans of forward pass `micro`, counted from the start of the run."""
         step, part = divmod(micro, self.passes_per_step)
         epoch, place = divmod(step, self.steps_per_epoch)
-        shuffled = self.data.train[order(self.seed, epoch, len(self.data.train))]
+        shuffled = self.data.train[order(self.seed, epoch, len(self.data.train), self.turn)]
         inside = shuffled[place * self.volumes_per_step : (place + 1) * self.volumes_per_step]
         return epoch, inside[part * self.recipe.batch : (part + 1) * self.recipe.batch]
 
-    def load(self, micro: int) -> dict[str, Tensor]:
-        """Volumes (int16, mirrored by chance) and targets of one forward pass."""
-        epoch, rows = self.rows(micro)
-        voxels = np.stack([self.data.volume(int(row)) for row in rows])
-        flip = mirrored(self.seed, epoch, rows, self.recipe.flip_x)
-        voxels[flip] = voxels[flip, :, :, ::-1]
-        return self._tensors(voxels, rows)
+    def rows_of_step(self, step: int) -> NDArray[np.int64]:
+        """All scans of a step."""
+        first = step * self.passes_per_step
+        return np.concatenate([self.rows(micro)[1] for micro in range(first, first + self.passes_per_step)])
 
-    def _tensors(self, voxels: NDArray[np.int16], rows: NDArray[np.int64]) -> dict[str, Tensor]:
-        arrays = {"voxels": voxels, **self.data.targets.batch(rows)}
+    def load(self, micro: int) -> dict[str, Tensor]:
+        """Volumes (int16), what chance does to them, and targets of one forward pass."""
+        epoch, rows = self.rows(micro)
+        return self._tensors(rows, augment.draw(self.recipe, self.seed, epoch, rows))
+
+    def _tensors(self, rows: NDArray[np.int64], drawn: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
+        voxels = np.stack([self.data.volume(int(row)) for row in rows])
+        arrays = {"voxels": voxels, **drawn, **self.data.targets.batch(rows)}
         made = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         return {name: t.pin_memory() for name, t in made.items()} if self.device.type == "cuda" else made
 
+    def embedding(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, D) float32 of the volumes of a batch, changed as drawn."""
+        voxels_BZYX = augment.apply(batch["voxels"], batch, self.recipe)
+        with autocast(self.recipe, self.device):
+            embedding_BD: Tensor = self.encoder(to_input(voxels_BZYX, self.recipe))
+        return embedding_BD.float()
+
     def output(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the head says of the volumes of a batch; float32 from the embedding on."""
-        with autocast(self.recipe, self.device):
-            embedding_BD = self.encoder(to_input(batch["voxels"], self.recipe))
-        made: Tensor = self.head(embedding_BD.float())
+        made: Tensor = self.head(self.embedding(batch))
         return made
 
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch where the encoder is."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
+    def note_step(self, loss: float) -> None:
+        """Count a step that was taken; the average of the weights follows them, quickly at first."""
+        self.epoch_loss = [self.epoch_loss[0] + loss, self.epoch_loss[1] + 1]
+        if self.average:
+            decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+            averages, weights = list(self.average.values()), [p.detach() for p in self.named.values()]
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While it lasts, the weights are their running average, where there is one."""
+        held = {name: p.detach().clone() for name, p in self.named.items()} if self.average else {}
+        self._set(self.average)
+        try:
+            yield
+        finally:
+            self._set(held)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.named[name].copy_(value)
+
     @torch.inference_mode()
-    def validate(self, rows: NDArray[np.int64]) -> tuple[float, float]:
-        """Mean loss a scan over `rows`, of the model and of the null model."""
+    def validate(self, rows: NDArray[np.int64]) -> tuple[float, float, NDArray[np.float32]]:
+        """Mean loss a scan over `rows`, of the model and of the null model; and the embeddings (N, D)."""
         self.encoder.eval()
         self.head.eval()
-        model, null = 0.0, 0.0
+        model, null, embeddings = 0.0, 0.0, []
         for begin in range(0, len(rows), 4 * self.recipe.batch):
             some = rows[begin : begin + 4 * self.recipe.batch]
-            batch = self.to_device(self._tensors(np.stack([self.data.volume(int(row)) for row in some]), some))
-            output = self.output(batch)
-            model += float(self.objective.loss(output, batch))
+            batch = self.to_device(self._tensors(some, {}))
+            embedding_BD = self.embedding(batch)
+            model += float(self.objective.loss(self.head(embedding_BD), batch))
             null += float(self.objective.null_loss(batch))
+            embeddings.append(embedding_BD.cpu().numpy())
         self.train()
-        return model / len(rows), null / len(rows)
+        return model / len(rows), null / len(rows), np.concatenate(embeddings)
 
     def note_epoch(self) -> dict[str, float]:
         """Judge the model on tuning and add it to the history; empty without tuning scans."""
+        if self.epoch_loss[1]:
+            self.plateau.note(self.epoch_loss[0] / self.epoch_loss[1])
+        self.epoch_loss = [0.0, 0.0]
         if len(self.data.tuning) == 0:
             return {}
-        loss, null = self.validate(self.data.tuning)
-        self.history.append({"epoch": self.epoch, "tuning_loss": loss, "null_loss": null, "tuning_gain": null - loss})
+        with self.averaged():
+            loss, null, tuning_ND = self.validate(self.data.tuning)
+            values = {"epoch": self.epoch, "tuning_loss": loss, "null_loss": null, "tuning_gain": null - loss}
+            c = self._probe_c(tuning_ND)
+        self.history.append(values if c is None else values | {"tuning_probe_c": c})
         return self.history[-1]
+
+    def _probe_c(self, tuning_ND: NDArray[np.float32]) -> float | None:
+        if self.probe is None or not self.probe.tasks:
+            return None
+        train_ND = embed(self.encoder, self.recipe, self.data.volume, self.probe.train.tolist())
+        self.train()
+        return self.probe.c(train_ND, tuning_ND)
 
     def save(self, file: Path, facts: Mapping[str, Any]) -> Path:
         """A stop on the way: everything that `resume` needs."""
         tensors = self._weights() | {"random": torch.get_rng_state()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for name, parameter in self.named.items():
             kept = self.optimiser.state[parameter]
             tensors |= {f"optimiser.{name}.{key}": value for key, value in kept.items()}
-        state = {"step": self.step, "skipped": self.skipped, "excess": [self.excess_sum, self.excess_count]}
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "turn": self.turn,
+            "epoch_loss": self.epoch_loss,
+            "excess": [self.excess_sum, self.excess_count],
+            "plateau": asdict(self.plateau),
+            "selection": asdict(self.selection),
+        }
         checkpoint.save(file, tensors, {**self._facts(facts), **state})
         return file
 
     def finish(self, file: Path, facts: Mapping[str, Any]) -> Path:
         """The end: weights, and mean and SD of the raw embeddings of train volumes."""
+        self._set(self.average)
         some = self.data.some(STATISTICS, self.seed)
         mean, sd = statistics(embed(self.encoder, self.recipe, self.data.volume, some))
         kept = {"embedding.mean": torch.from_numpy(mean), "embedding.sd": torch.from_numpy(sd)}
@@ -189,6 +262,14 @@ class Training:
     def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {**facts, **own_facts(self.recipe, self.encoder, self.seed), "epochs": self.history}
 
+    def take_weights(self, file: Path) -> None:
+        """The weights of a stop, and their average; nothing else of it."""
+        checkpoint.load_module(self.encoder, file, "encoder.")
+        checkpoint.load_module(self.head, file, "head.")
+        stored = checkpoint.tensors(file, "average.")
+        for name, value in self.average.items():
+            value.copy_(stored[name])
+
     def resume(self, file: Path) -> None:
         """Go on from a stop on the way.
 
@@ -198,8 +279,7 @@ class Training:
         facts = checkpoint.facts(file)
         if "step" not in facts or (facts.get("recipe"), facts.get("seed")) != (self.recipe.to_dict(), self.seed):
             raise ValueError("Expected a stop of this very training to go on from, found a file of another one.")
-        checkpoint.load_module(self.encoder, file, "encoder.")
-        checkpoint.load_module(self.head, file, "head.")
+        self.take_weights(file)
         stored = checkpoint.tensors(file, "optimiser.")
         for name, parameter in self.named.items():
             kept = {key: stored[f"{name}.{key}"] for key in ADAM if f"{name}.{key}" in stored}
@@ -208,8 +288,10 @@ class Training:
                 for key, value in kept.items()
             }
         torch.set_rng_state(checkpoint.tensors(file, "random")[""])
-        self.step, self.skipped = facts["step"], facts["skipped"]
-        self.excess_sum, self.excess_count = facts["excess"]
+        self.step, self.skipped, self.turn = facts["step"], facts["skipped"], facts["turn"]
+        self.epoch_loss, (self.excess_sum, self.excess_count) = facts["epoch_loss"], facts["excess"]
+        self.plateau = Plateau(**facts["plateau"])
+        self.selection = Selection(**facts["selection"])
         self.history = facts["epochs"]
 
 

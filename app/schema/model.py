@@ -46,6 +46,12 @@ class Checkpoint(Base):
     seed: Mapped[int] = column("Seed", BigInteger)
     step: Mapped[int] = column("Optimiser steps taken", Integer)
     num_steps: Mapped[int] = column("Steps of the whole run", Integer)
+    epoch: Mapped[int] = column("Epochs finished", Integer, server_default=text("0"))
+    is_best: Mapped[bool] = column(
+        "True for the stop on the way that was the best of its run by the figure its recipe watches",
+        Boolean,
+        server_default=text("false"),
+    )
     is_final: Mapped[bool] = column("True for the end of a run, False for a stop on the way", Boolean)
     parent_id: Mapped[int | None] = column("Checkpoint it continues", ForeignKey("model.checkpoint.checkpoint_id"))
     label_set_id: Mapped[int | None] = column("Labels it learnt from", ForeignKey("label.label_set.label_set_id"))

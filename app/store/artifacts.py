@@ -113,17 +113,20 @@ def fetch(settings: Settings, relative: str, sha256: str) -> Path:
 
 
 def add_checkpoint(connection: Connection, values: Mapping[str, Any]) -> int:
-    """Insert a row of model.checkpoint; its key."""
-    from sqlalchemy import insert
+    """Insert a row of model.checkpoint; its key. Where it is the best of its job, no other is."""
+    from sqlalchemy import insert, update
 
     from app.schema.model import Checkpoint as Table
 
+    if values.get("is_best"):
+        others = update(Table).where(Table.job_id == values["job_id"], Table.is_best)
+        connection.execute(others.values(is_best=False))
     return int(connection.execute(insert(Table).values(**values).returning(Table.checkpoint_id)).scalar_one())
 
 
 _FORGET = """
 DELETE FROM model.checkpoint c
-WHERE c.job_id = :job AND NOT c.is_final AND c.checkpoint_id NOT IN (
+WHERE c.job_id = :job AND NOT c.is_final AND NOT c.is_best AND c.checkpoint_id NOT IN (
     SELECT checkpoint_id FROM model.checkpoint WHERE job_id = :job AND NOT is_final
     ORDER BY step DESC, checkpoint_id DESC LIMIT :keep)
   AND NOT EXISTS (SELECT FROM model.embedding_set e WHERE e.checkpoint_id = c.checkpoint_id)
@@ -134,7 +137,7 @@ RETURNING path
 
 
 def forget_stops(connection: Connection, job_id: int, keep: int) -> list[str]:
-    """Delete a training's stops on the way but for the newest `keep` and those that something refers to.
+    """Delete a training's stops on the way but for the newest `keep`, the best and those that something refers to.
 
     Returns:
         paths of artifacts that no row names any more; `remove` them once the transaction has committed.

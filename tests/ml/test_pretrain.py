@@ -13,7 +13,8 @@ from ml import checkpoint
 from ml.config import Recipe, read_recipe
 from ml.embed import embed
 from ml.heads import Standardise
-from ml.pretrain import keep_untrained, learning_rate, pretrain
+from ml.pretrain import keep_untrained, pretrain
+from ml.schedules import learning_rate
 from ml.targets import MtlTargets
 from ml.training import Data, Training
 from ml.tte_targets import TteTargets
@@ -30,6 +31,8 @@ class Watch:
         self.stop_at, self.step = stop_at, 0
         self.losses: list[float] = []
         self.kept: list[Path] = []
+        self.best: Path | None = None
+        self.alarms: list[str] = []
 
     def stop(self) -> bool:
         return self.step == self.stop_at
@@ -41,8 +44,13 @@ class Watch:
         if "train_loss" in values:
             self.losses.append(values["train_loss"])
 
-    def keep(self, file: Path, step: int, total: int) -> None:
+    def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
         self.kept.append(file)
+        self.best = file if is_best else self.best
+        return file
+
+    def alarm(self, message: str) -> None:
+        self.alarms.append(message)
 
 
 def ball_data(n: int = 60, tasks: int = 3, seed: int = 0, recipe: Recipe | None = None) -> Data:
@@ -65,7 +73,7 @@ def test_training_starts_at_the_null_model() -> None:
     run = Training(read_recipe("tiny", SMALL), data, seed=0)
     run.calibrate()
     for rows in (data.train, data.tuning):
-        loss, null = run.validate(rows)
+        loss, null, _ = run.validate(rows)
         assert loss == pytest.approx(null, rel=0.01)
 
 
@@ -184,5 +192,5 @@ def test_the_binary_arms_start_at_their_null_model() -> None:
     )
     run = Training(read_recipe("tiny", SMALL), binary, seed=0)
     run.calibrate()
-    loss, null = run.validate(binary.train)
+    loss, null, _ = run.validate(binary.train)
     assert loss == pytest.approx(null, rel=0.05)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from app.errors import Cancelled, LachesisError, Preempted
+from app.errors import Cancelled, InputError, LachesisError, Preempted
 from app.settings import Settings
 from app.store import artifacts
 from app.store.work import InlineWork
@@ -130,3 +130,32 @@ def test_loss_curves_are_rows_and_steps_taken_again_replace_the_older_ones(
     assert [row.epoch for row in curve if row.name == "tuning_loss"] == [1, 2, 3]
     steps = [row.step for row in curve if row.name == "train_loss"]
     assert steps == list(range(1, max(steps) + 1))
+
+
+def test_a_batch_that_does_not_fit_into_memory_fails_with_the_settings_to_change(
+    attempt: Callable[..., JobWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from ml.training import Training
+
+    def too_large(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nand more")
+
+    monkeypatch.setattr(Training, "embedding", too_large)
+    with pytest.raises(InputError, match=r"fit into memory.*20 GiB.*--set batch="):
+        pretrain(attempt(1))
+
+
+def test_the_best_stop_stays_beside_the_last_three_and_is_one(
+    engine: Engine, attempt: Callable[..., JobWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ml.selection import Selection
+
+    monkeypatch.setattr(Selection, "note", lambda self, epoch, values: epoch in (1, 2))
+    work = attempt(1)
+    work.args["set"] = {**work.args["set"], "epochs": "7"}
+    pretrain(work)
+    stops = rows(engine, "SELECT epoch, is_best, path FROM model.checkpoint WHERE NOT is_final ORDER BY step")
+    assert [(row.epoch, row.is_best) for row in stops if row.is_best] == [(2, True)]
+    assert all((artifacts.root(work.settings) / row.path).is_file() for row in stops)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +93,9 @@ def pretrain(work: Work) -> dict[str, Any]:
     if result.file is None:  # never of a finished training
         raise Preempted
     steps = (result.step, result.num_steps)
-    checkpoint_id = _publish(work, plan, described, result.file, steps=steps, validation=result.validation)
+    made = _publish(work, plan, described, result.file, steps=steps, validation=result.validation)
     return {
-        "checkpoint_id": checkpoint_id,
+        "checkpoint_id": made.checkpoint_id,
         "name": plan.name,
         "arm": plan.arm,
         "steps": result.step,
@@ -273,43 +273,80 @@ def _absent(plan: Plan, targets: BinaryTargets) -> list[str]:
 
 
 def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Result:
-    from ml.pretrain import keep_untrained, pretrain
+    from torch import OutOfMemoryError
+
+    from ml.pretrain import Diverged, keep_untrained, pretrain
 
     facts = {"name": plan.name, "arm": plan.arm, "described": described}
     common: dict[str, Any] = {"seed": plan.seed, "folder": work.folder, "facts": facts, "weights": plan.weights}
     if plan.arm in ("base", "untrained"):
         work.progress(0, None, "", "embedding train volumes")
         return keep_untrained(plan.recipe, data, **common)
-    step, resume = _stop_on_the_way(work)
-    work.started_at_step(step)
+    stops = _stops(work)
+    work.started_at_step(stops.step)
     watcher = Watcher(work, plan, described)
-    result = pretrain(plan.recipe, data, observer=watcher, resume=resume, **common)
+    try:
+        result = pretrain(plan.recipe, data, observer=watcher, resume=stops.last, best=stops.best, **common)
+    except Diverged as error:
+        scans = ", ".join(map(str, plan.members.image[error.rows][:20].tolist()))
+        raise InputError(f"{error} Their image_occurrence_id: {scans}.") from None
+    except (MemoryError, OutOfMemoryError) as error:
+        raise InputError(too_large(plan.recipe, str(error))) from None
     watcher.flush()
     if not result.finished:
         raise Preempted
     return result
 
 
-def _stop_on_the_way(work: Work) -> tuple[int, Path | None]:
-    """The step and file of this job's newest intact stop on the way; (0, None) where there is none."""
+def too_large(recipe: Recipe, said: str) -> str:
+    """What to do where memory did not suffice: the same batch would not fit the next time either."""
+    batch = recipe.batch
+    smaller = (
+        f"--set batch={batch // 2} --set accumulate={2 * recipe.accumulate} keeps the step as it is"
+        if batch > 1
+        else "a smaller --set shape_zyx, or a smaller encoder"
+    )
+    return (
+        f"Expected a forward and backward pass of {batch} volumes of {list(recipe.shape_zyx)} to fit into memory, and "
+        f"it did not ({said.splitlines()[0] if said else 'no memory'}); {smaller}."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """Where a job's training stood."""
+
+    step: int = 0
+    last: Path | None = None
+    best: Path | None = None
+
+
+def _stops(work: Work) -> Stops:
+    """The newest intact stop on the way of this job, and the best one; neither where there is none."""
     from sqlalchemy import text
 
     if work.job_id is None:
-        return 0, None
+        return Stops()
     with work.connect() as connection:
         rows = connection.execute(
             text(
-                "SELECT step, path, sha256 FROM model.checkpoint WHERE job_id = :job AND NOT is_final "
+                "SELECT step, path, sha256, is_best FROM model.checkpoint WHERE job_id = :job AND NOT is_final "
                 "ORDER BY step DESC, checkpoint_id DESC"
             ),
             {"job": work.job_id},
         ).all()
-    for step, path, sha256 in rows:
+    found = Stops()
+    for step, path, sha256, is_best in rows:
         try:
-            return step, artifacts.fetch(work.settings, path, sha256)
+            file = artifacts.fetch(work.settings, path, sha256)
         except StoreError as error:
             work.log(f"the checkpoint of step {step} cannot be used: {error}")
-    return 0, None
+            continue
+        if found.last is None:
+            found = replace(found, step=step, last=file)
+        if is_best:
+            found = replace(found, best=file)
+    return found
 
 
 class Watcher:
@@ -354,13 +391,25 @@ class Watcher:
                 connection.execute(statement, rows)
         self.points = []
 
-    def keep(self, file: Path, step: int, total: int) -> None:
+    def alarm(self, message: str) -> None:
+        self.work.log(message)
+
+    def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
         self.flush()
-        _publish(self.work, self.plan, self.described, file, steps=(step, total))
+        kept = _publish(self.work, self.plan, self.described, file, steps=(step, total), is_best=is_best)
         if self.work.job_id is not None:
             with self.work.transaction() as connection:
                 superseded = artifacts.forget_stops(connection, self.work.job_id, KEEP)
             artifacts.remove(self.work.settings, superseded)
+        return kept.file
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A checkpoint among the artifacts."""
+
+    checkpoint_id: int
+    file: Path
 
 
 def _publish(
@@ -371,8 +420,9 @@ def _publish(
     *,
     steps: tuple[int, int],
     validation: dict[str, Any] | None = None,
-) -> int:
-    """Put a checkpoint among the artifacts, then write its row; final where there is a validation. Its key."""
+    is_best: bool = False,
+) -> Published:
+    """Put a checkpoint among the artifacts, then write its row; final where there is a validation."""
     from app import __version__
     from ml import checkpoint
 
@@ -387,6 +437,8 @@ def _publish(
         "seed": plan.seed,
         "step": steps[0],
         "num_steps": steps[1],
+        "epoch": steps[0] * plan.recipe.epochs // steps[1] if steps[1] else 0,
+        "is_best": is_best,
         "is_final": validation is not None,
         "parent_id": plan.parent_id,
         "label_set_id": plan.info.label_set_id,
@@ -402,4 +454,4 @@ def _publish(
     with work.transaction() as connection:
         checkpoint_id = artifacts.add_checkpoint(connection, values)
     file.unlink()
-    return checkpoint_id
+    return Published(checkpoint_id, artifacts.root(work.settings) / path)
