@@ -27,7 +27,7 @@ def test_settings_are_read_by_their_type() -> None:
         ("epochs", "0", "Expected 1 or more for epochs, got 0."),
         ("learning_rate", "nan", "Expected more than 0 for learning_rate, got nan."),
         ("momentum", "2", "Expected 0 to 1 for momentum, got 2.0."),
-        ("schedule", "linear", "Expected one of one_cycle, cosine for schedule, got 'linear'."),
+        ("schedule", "linear", "Expected one of one_cycle, cosine, plateau for schedule, got 'linear'."),
         ("shape_zyx", "16,16", "Expected three sizes of 8 voxels or more for shape_zyx, got [16, 16]."),
         ("shape_zyx", "16;16", "Expected whole numbers with commas for shape_zyx, got '16;16'."),
         ("window_hu", "200,-100", "Expected low,high for window_hu, got [200.0, -100.0]."),

@@ -209,7 +209,7 @@ def test_the_probe_finds_what_the_embeddings_tell_and_nothing_in_noise() -> None
     probe = Probe(labels, train, tuning)
     told = np.column_stack([risk + 0.1 * rng.normal(size=600), rng.normal(size=(600, 20))]).astype(np.float32)
     c = probe.c(told[train] * 50 + 1000, told[tuning] * 50 + 1000)
-    assert len(probe.tasks) == 3 and c is not None and c > 0.7
+    assert len(probe.tasks) == 3 and c is not None and c > 0.65
     noise = rng.normal(size=(600, 40)).astype(np.float32)
     nothing = probe.c(noise[train], noise[tuning])
     assert nothing is not None and abs(nothing - 0.5) < 0.06
