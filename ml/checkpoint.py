@@ -20,6 +20,8 @@ from ml.config import Recipe, from_dict
 from ml.encoders import Encoder, build_encoder
 
 KEY = "lachesis"
+MOST_HEADER_BYTES = 32 << 20
+"""Some hundred thousand tensors; a larger header is a bomb or no header."""
 
 
 def save(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -57,6 +59,13 @@ def facts(file: Path) -> dict[str, Any]:
 def _header(file: Path) -> tuple[dict[str, list[int]], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
+    with file.open("rb") as opened_raw:
+        size = int.from_bytes(opened_raw.read(8), "little")
+    if size > MOST_HEADER_BYTES:
+        raise ValueError(
+            f"Expected a safetensors file with a header of {MOST_HEADER_BYTES:,} bytes at the most, got {size:,}; is "
+            "it a file of another kind?"
+        )
     try:
         with safe_open(file, "pt") as opened:
             stored = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
@@ -105,20 +114,10 @@ class Trained:
 def load_encoder(file: Path) -> Trained:
     """The encoder of any checkpoint of ours. Raises ValueError for other files."""
     recipe = from_dict(facts(file).get("recipe") or {})
-    encoder = build_encoder(recipe.encoder, facts(file)["norm"])
+    encoder = build_encoder(recipe, facts(file)["norm"])
     load_module(encoder, file, "encoder.")
     kept = tensors(file, "embedding.")
     return Trained(encoder=encoder.eval(), recipe=recipe, mean=kept.get("mean"), sd=kept.get("sd"))
-
-
-def load_weights(encoder: Encoder, file: Path) -> None:
-    """Start an encoder from a weights file: one of our checkpoints, or bare tensors named as in the encoder.
-
-    Raises:
-        ValueError: it lacks a weight that the encoder needs.
-    """
-    prefix = "encoder." if any(name.startswith("encoder.") for name in shapes(file)) else ""
-    load_module(encoder, file, prefix)
 
 
 def has_statistics(file: Path) -> bool:

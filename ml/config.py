@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-RECIPES = Path(__file__).parent / "recipes"
+from ml.registry import find, hint
 
+OUTPUTS = ("bottleneck", "decoder")
 NORMS = ("auto", "group", "frozen", "batch")
 SCHEDULES = ("one_cycle", "cosine", "plateau")
 SELECTIONS = ("last", "best")
@@ -45,9 +43,13 @@ class Recipe:
     """Everything a training depends on but its data, arm and seed (docs/science.md section 3)."""
 
     encoder: str
-    """A name of ml.encoders.ENCODERS."""
+    """A name of ml.registry.encoders()."""
     weights: str = ""
     """Weights to start from: a safetensors file or a checkpoint; empty for random ones."""
+    output: str = "bottleneck"
+    """What SwinUNETR gives: bottleneck (768 numbers) or decoder (384, of rank 48)."""
+    recompute: bool = False
+    """Keep only the input of each block for the backward pass and compute the rest again: less memory, more time."""
     norm: str = "auto"
     """Normalisation layers: group; frozen (the statistics of the weights file); batch (8 volumes a step or more);
     auto is frozen where weights are given, else group."""
@@ -148,10 +150,7 @@ def read_recipe(encoder: str, overrides: Mapping[str, str] | None = None) -> Rec
     Raises:
         ValueError: unknown encoder or key (the nearest is suggested), or a value of another type or out of range.
     """
-    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    if encoder not in known:
-        raise ValueError(f"No encoder named {encoder!r}.{_hint(encoder, known)}")
-    values: dict[str, Any] = tomllib.loads((RECIPES / f"{encoder}.toml").read_text())
+    values: dict[str, Any] = find(encoder).settings
     for key, text in (overrides or {}).items():
         _check_key(key)
         values[key] = _parse(key, text)
@@ -162,24 +161,18 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     """A recipe from its stored form, checked. Raises ValueError."""
     for key in values:
         if key not in FIELDS:
-            raise ValueError(f"No recipe setting named {key!r}.{_hint(key, FIELDS)}")
+            raise ValueError(f"No recipe setting named {key!r}.{hint(key, FIELDS)}")
     typed = {key: _typed(key, value) for key, value in values.items()}
     recipe = Recipe(**typed)
     _check(recipe)
     return recipe
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(names)}."
-
-
 def _check_key(key: str) -> None:
     if key == "encoder":
         raise ValueError("Expected the encoder as --encoder, got it as a recipe setting; leave encoder out of --set.")
     if key not in FIELDS:
-        raise ValueError(f"No recipe setting named {key!r}.{_hint(key, FIELDS)}")
+        raise ValueError(f"No recipe setting named {key!r}.{hint(key, FIELDS)}")
 
 
 def _parse(key: str, text: str) -> Any:
@@ -230,6 +223,7 @@ def _check(recipe: Recipe) -> None:
     """Raise ValueError for the first setting out of range, naming it."""
     for key, known in (
         ("norm", NORMS),
+        ("output", OUTPUTS),
         ("schedule", SCHEDULES),
         ("select", SELECTIONS),
         ("watch", WATCHED),

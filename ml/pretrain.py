@@ -17,7 +17,7 @@ from ml import checkpoint
 from ml.config import Recipe
 from ml.data import prefetch, threads_for
 from ml.embed import embed, statistics, to_input
-from ml.encoders import reestimate_statistics
+from ml.normalisation import reestimate_statistics
 from ml.schedules import learning_rate
 from ml.training import CALIBRATION, STATISTICS, Data, Training, own_facts, start_encoder
 

@@ -20,13 +20,16 @@ from ml import augment, checkpoint
 from ml.config import Recipe
 from ml.data import order
 from ml.embed import autocast, embed, pick_device, place, statistics, to_input
-from ml.encoders import Encoder, batch_norms, build_encoder, choose_norm
+from ml.encoders import Encoder, build_encoder
 from ml.heads import Standardise
+from ml.normalisation import batch_norms
 from ml.objectives import objective_of
+from ml.registry import find
 from ml.schedules import Plateau
 from ml.selection import Probe, Selection
 from ml.targets import BinaryTargets
 from ml.tte_targets import TteTargets
+from ml.weights import load_weights
 
 CALIBRATION = 256
 """Train volumes that start the standardisation or re-estimate batch normalisation."""
@@ -62,11 +65,10 @@ def start_encoder(recipe: Recipe, seed: int, weights: Path | None = None) -> Enc
     Raises:
         ValueError: weights that do not fit, or a normalisation that they rule out.
     """
-    norm = choose_norm(recipe.norm, has_statistics=weights is not None and checkpoint.has_statistics(weights))
     torch.manual_seed(seed)
-    encoder = build_encoder(recipe.encoder, norm)
+    encoder = build_encoder(recipe, has_statistics=weights is not None and checkpoint.has_statistics(weights))
     if weights is not None:
-        checkpoint.load_weights(encoder, weights)
+        encoder.loaded = load_weights(encoder, weights, spare=find(recipe.encoder).about.get("spare", ()))
     return place(encoder, pick_device())
 
 
@@ -298,7 +300,8 @@ class Training:
 def own_facts(recipe: Recipe, encoder: Encoder, seed: int) -> dict[str, Any]:
     """What every checkpoint says of itself."""
     norm = "frozen" if encoder.frozen_statistics else "batch" if batch_norms(encoder) else "group"
-    return {"recipe": recipe.to_dict(), "norm": norm, "width": encoder.width, "seed": seed}
+    own: dict[str, Any] = {"recipe": recipe.to_dict(), "norm": norm, "width": encoder.width, "seed": seed}
+    return own | ({"loaded": asdict(encoder.loaded)} if encoder.loaded is not None else {})
 
 
 def _optimiser(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.AdamW:

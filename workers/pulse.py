@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from app.embedded.processes import start_time
 from app.store import attempts, jobs
 from app.store.session import make_engine
+from ml.registry import encoders
 from workers import holder as holders
 from workers.attempt import passes
 from workers.holder import Holder
@@ -164,6 +165,7 @@ class Pulse(threading.Thread):
             queues=holder.queues,
             version=holder.code_version,
             device=holders.device(),
+            encoders=sorted(encoders()),
         )
 
     def _end_sessions(self, connection: Connection, job_id: int, fence: int) -> None:

@@ -223,6 +223,7 @@ class Watch:
             return
         self._next_care = time.monotonic() + UNCLAIMED_SECONDS
         waiting = job["state"] in ("queued", "retry_wait")
+        self._say_who_has_the_encoder(job, waiting, report)
         if self.store.embedded:
             if waiting or is_silent(job):
                 care_for_workers(self.store)
@@ -231,6 +232,19 @@ class Watch:
             report.say(
                 f"job {self.job_id} waits: no worker serves the queue {job['queue']!r}; start one with "
                 f"`lachesis worker --queues {job['queue']}`."
+            )
+
+    def _say_who_has_the_encoder(self, job: dict[str, Any], waiting: bool, report: Report) -> None:
+        from app.store import attempts
+
+        encoder = job.get("encoder")
+        if not (waiting and encoder) or self._connection is None:
+            return
+        if not attempts.encoder_is_served(self._connection, encoder):
+            self._next_care = time.monotonic() + LINE_SECONDS
+            report.say(
+                f"job {self.job_id} waits: no worker that runs now has the encoder {encoder!r}; start one where it is "
+                "installed (docs/encoders.md)."
             )
 
     def _is_served(self, queue: str) -> bool:

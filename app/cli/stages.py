@@ -165,7 +165,12 @@ def features(
 
 def pretrain(
     arm: Annotated[str, typer.Argument(help="base, mtl, visit or tte.")],
-    encoder: Annotated[str, typer.Option(help="tiny, densenet121, resnet152 or swinunetr.")],
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="tiny, densenet121, resnet18, resnet50, resnet152, swinunetr, or one of your own (docs/encoders.md)."
+        ),
+    ],
     labels: Annotated[str, typer.Option(help="Label set to learn from.")],
     name: Annotated[str | None, typer.Option(help="Name of the checkpoint; default ENCODER-ARM-sSEED.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
@@ -178,11 +183,19 @@ def pretrain(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train an encoder. `base` trains nothing: it keeps the given weights (untrained where none are given).
+    """Train an encoder by what the records say of the time after each scan.
+
+    Arms: `tte` learns when each task's outcome comes; `mtl` whether clinical outcomes come by their horizons; `visit`
+    which codes the scan's own visit has; `base` nothing: it keeps the given weights (untrained without any).
+
+    A job that is stopped or killed goes on from its last stop. Settings are those of the encoder's recipe; every one,
+    curves, and what happens when something breaks: docs/pretraining.md and docs/encoders.md.
 
     Examples:
       lachesis pretrain tte --encoder tiny --labels pretraining --name tiny-tte
       lachesis pretrain mtl --encoder densenet121 --labels outcomes --seed 3 --set batch=4 --set epochs=10
+      lachesis pretrain tte --encoder resnet18 --labels pretraining --set weights=resnet18.safetensors --set select=best
+      lachesis pretrain tte --encoder tiny --labels pretraining --set objective=discrete --set ema=0.99 --detach
     """
     one_of("ARM", arm, ARMS)
     checkpoint = name or f"{encoder}-{arm}-s{seed}"

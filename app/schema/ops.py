@@ -200,6 +200,7 @@ class Worker(Base):
     stopped_at: Mapped[dt.datetime | None] = column("Stopped in order", MOMENT)
     code_version: Mapped[str] = column("Version of Lachesis", Text)
     device: Mapped[str | None] = column("Device, e.g. cpu or the GPU's name", Text)
+    encoders: Mapped[list[str] | None] = column("Encoders it can build; null of a worker that did not say", ARRAY(Text))
 
 
 class Schedule(Base):

@@ -87,9 +87,10 @@ def note_progress(connection: Connection, job_id: int, fence: int) -> None:
 
 
 _REGISTER = """
-INSERT INTO ops.worker (worker_id, host, pid, queues, code_version, device)
-VALUES (:worker, :host, :pid, :queues, :version, :device)
-ON CONFLICT (worker_id) DO UPDATE SET heartbeat_at = clock_timestamp(), stopped_at = NULL, queues = EXCLUDED.queues
+INSERT INTO ops.worker (worker_id, host, pid, queues, code_version, device, encoders)
+VALUES (:worker, :host, :pid, :queues, :version, :device, :encoders)
+ON CONFLICT (worker_id) DO UPDATE SET heartbeat_at = clock_timestamp(), stopped_at = NULL, queues = EXCLUDED.queues,
+    encoders = EXCLUDED.encoders
 """
 
 
@@ -102,9 +103,11 @@ def register_worker(
     queues: Sequence[str],
     version: str,
     device: str | None,
+    encoders: Sequence[str] | None = None,
 ) -> None:
     """Enter a worker; again after its row was removed."""
     values = {"host": host, "pid": pid, "queues": list(queues), "version": version, "device": device}
+    values["encoders"] = None if encoders is None else list(encoders)
     _run(connection, _REGISTER, worker=worker_id, **values)
 
 
@@ -131,6 +134,16 @@ def prune_workers(connection: Connection, days: int = 7) -> None:
     AND NOT EXISTS (SELECT FROM ops.job j WHERE j.worker_id = w.worker_id)
     """
     _run(connection, statement, days=days)
+
+
+def encoder_is_served(connection: Connection, encoder: str, fresh_seconds: float = 30.0) -> bool:
+    """Whether a worker that lives has an encoder, or nobody ever had it (then any worker takes the job and says so)."""
+    statement = """
+    SELECT count(*) = 0
+        OR bool_or(stopped_at IS NULL AND heartbeat_at > clock_timestamp() - make_interval(secs => :fresh))
+    FROM ops.worker WHERE :encoder = ANY(encoders)
+    """
+    return bool(_run(connection, statement, encoder=encoder, fresh=fresh_seconds).scalar())
 
 
 def queue_is_served(connection: Connection, queue: str, fresh_seconds: float = 30.0) -> bool:

@@ -119,11 +119,16 @@ def unpublish(connection: Connection, job_id: int) -> None:
 
 # The worker's own row is locked first, so that two processes of one worker never claim two jobs at once.
 # Materialized: a join could otherwise run the subquery, and lock, once a row.
+# A job that names an encoder which some worker has is for workers that have it; one that nobody knows is taken by
+# whoever comes first, and told so.
 _CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT job_id FROM ops.job
     WHERE state IN ('queued', 'retry_wait') AND cancel_requested_at IS NULL AND {which}
       AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(CAST(:kinds AS text[])))
+      AND (args ->> 'encoder' IS NULL
+           OR NOT EXISTS (SELECT FROM ops.worker w WHERE args ->> 'encoder' = ANY(w.encoders))
+           OR EXISTS (SELECT FROM ops.worker w WHERE w.worker_id = :worker AND args ->> 'encoder' = ANY(w.encoders)))
     ORDER BY priority, job_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE ops.job j SET
@@ -498,7 +503,8 @@ OPEN_SHARDS = """
 _FIND = f"""
 SELECT j.job_id, j.kind, j.queue, j.name, j.state, j.result, j.exit_code, j.error_class, j.error_message, j.finished_at,
        j.attempt, j.fence, j.worker_id, j.cancel_requested_at, {DONE} AS done, p.total, p.unit, p.note,
-       extract(epoch FROM clock_timestamp() - j.heartbeat_at)::float8 AS silent_seconds, {OPEN_SHARDS} AS open_shards
+       extract(epoch FROM clock_timestamp() - j.heartbeat_at)::float8 AS silent_seconds, {OPEN_SHARDS} AS open_shards,
+       j.args ->> 'encoder' AS encoder
 FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) WHERE j.job_id = :job
 """
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from ml.config import RECIPES, from_dict, read_recipe
-from ml.encoders import ENCODERS
+from ml.config import from_dict, read_recipe
+from ml.registry import FOLDER, RECIPES, encoders
 
 
 def test_every_encoder_has_a_recipe_that_is_read_and_written_alike() -> None:
-    assert {path.stem for path in RECIPES.glob("*.toml")} == set(ENCODERS)
-    for name in ENCODERS:
+    assert {path.stem for path in RECIPES.glob("*.toml")} == {path.stem for path in FOLDER.glob("[!_]*.py")}
+    for name in encoders():
         recipe = read_recipe(name)
         assert from_dict(recipe.to_dict()) == recipe
 

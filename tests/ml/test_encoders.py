@@ -7,10 +7,13 @@ import torch
 
 from ml import checkpoint
 from ml.config import read_recipe
-from ml.encoders import ENCODERS, batch_norms, build_encoder, choose_norm, reestimate_statistics
+from ml.encoders import build_encoder
+from ml.normalisation import batch_norms, choose_norm, reestimate_statistics
+from ml.registry import encoders
 from ml.training import own_facts
 
-WIDTHS = {"tiny": 64, "densenet121": 1024, "resnet152": 2048, "swinunetr": 768}
+ENCODERS = [name for name, known in encoders().items() if known.source == "lachesis"]
+WIDTHS = {"resnet18": 512, "resnet50": 2048, "tiny": 64, "densenet121": 1024, "resnet152": 2048, "swinunetr": 768}
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -19,7 +22,8 @@ def test_every_encoder_runs_forward_and_backward_and_survives_a_checkpoint(name:
     encoder = build_encoder(name).train()
     volume = torch.randn(1, 1, 64, 64, 64)
     embedding = encoder(volume)
-    assert embedding.shape == (1, WIDTHS[name]) == (1, encoder.width)
+    assert embedding.shape == (1, WIDTHS[name]) == (1, encoder.width) == (1, encoders()[name].width)
+    assert encoders()[name].about["weights"] == sum(p.numel() for p in encoder.parameters())
     embedding.square().sum().backward()
     gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
     assert len(gradients) == len(list(encoder.parameters())), "every weight is reached"
@@ -64,7 +68,7 @@ def test_reestimated_statistics_are_those_of_the_volumes() -> None:
     volumes = torch.randn(6, 1, 32, 32, 32) * 3
     assert reestimate_statistics(encoder, volumes.split(2)) == 6
     with torch.no_grad():
-        features = encoder.body[0](volumes)
+        features = encoder.body.conv0(volumes)
     torch.testing.assert_close(first.running_mean, features.mean((0, 2, 3, 4)), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(first.running_var, features.var((0, 2, 3, 4), correction=0), rtol=1e-3, atol=1e-3)
 

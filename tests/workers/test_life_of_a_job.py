@@ -297,6 +297,26 @@ def test_a_job_of_an_unknown_kind_waits_for_a_newer_worker(engine: Engine) -> No
         assert jobs.claim(connection, **values, queues=["load"], kinds=["from_the_future"]) is not None
 
 
+def test_a_job_waits_for_a_worker_that_has_its_encoder_and_an_unknown_one_for_nobody(engine: Engine) -> None:
+    with engine.begin() as connection:
+        common: dict[str, Any] = {"host": "h", "pid": 1, "queues": ["gpu"], "version": "0", "device": None}
+        attempts.register_worker(connection, "plain", **common, encoders=["tiny"])
+        attempts.register_worker(connection, "rich", **common, encoders=["tiny", "merlin"])
+        values: dict[str, Any] = {"host": "h", "pid": 1, "version": "0", "lease": 60.0, "queues": ["gpu"]}
+        job = jobs.insert(connection, kind="pretrain", queue="gpu", args={"encoder": "merlin"})
+        assert jobs.claim(connection, worker_id="plain", **values) is None
+        assert attempts.encoder_is_served(connection, "merlin")
+        attempts.stop_worker(connection, "rich")
+        assert not attempts.encoder_is_served(connection, "merlin")
+        assert jobs.claim(connection, worker_id="plain", **values) is None, "it comes back perhaps"
+        claim = jobs.claim(connection, worker_id="rich", **values)
+        assert claim is not None and claim.job_id == job
+
+        unknown = jobs.insert(connection, kind="pretrain", queue="gpu", args={"encoder": "merlyn"})
+        claim = jobs.claim(connection, worker_id="plain", **values)
+        assert claim is not None and claim.job_id == unknown, "its stage names the nearest"
+
+
 def test_a_job_retried_after_trouble_fails_when_its_attempts_are_used_up(engine: Engine) -> None:
     with engine.begin() as connection:
         attempts.register_worker(connection, "a", host="h", pid=1, queues=["load"], version="0", device=None)
