@@ -253,5 +253,7 @@ def _check(recipe: Recipe) -> None:
             f"Expected batch {SMALLEST_RISK_SET} or more for objective=cox, which compares the scans of a batch, got "
             f"{recipe.batch}; use a larger batch or objective=piecewise."
         )
+    if recipe.output == "decoder" and recipe.encoder != "swinunetr":
+        raise ValueError(f"Expected output=decoder for swinunetr alone, got it for {recipe.encoder}; leave it out.")
     if recipe.norm == "batch" and recipe.batch < 8:
         raise ValueError(f"Expected batch 8 or more for norm=batch, got {recipe.batch}; use norm=group or frozen.")

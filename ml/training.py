@@ -24,7 +24,6 @@ from ml.encoders import Encoder, build_encoder
 from ml.heads import Standardise
 from ml.normalisation import batch_norms
 from ml.objectives import objective_of
-from ml.registry import find
 from ml.schedules import Plateau
 from ml.selection import Probe, Selection
 from ml.targets import BinaryTargets
@@ -68,7 +67,7 @@ def start_encoder(recipe: Recipe, seed: int, weights: Path | None = None) -> Enc
     torch.manual_seed(seed)
     encoder = build_encoder(recipe, has_statistics=weights is not None and checkpoint.has_statistics(weights))
     if weights is not None:
-        encoder.loaded = load_weights(encoder, weights, spare=find(recipe.encoder).about.get("spare", ()))
+        load_weights(recipe, encoder, weights)
     return place(encoder, pick_device())
 
 
@@ -301,7 +300,7 @@ def own_facts(recipe: Recipe, encoder: Encoder, seed: int) -> dict[str, Any]:
     """What every checkpoint says of itself."""
     norm = "frozen" if encoder.frozen_statistics else "batch" if batch_norms(encoder) else "group"
     own: dict[str, Any] = {"recipe": recipe.to_dict(), "norm": norm, "width": encoder.width, "seed": seed}
-    return own | ({"loaded": asdict(encoder.loaded)} if encoder.loaded is not None else {})
+    return own | ({"loaded": encoder.loaded.to_dict()} if encoder.loaded is not None else {})
 
 
 def _optimiser(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.AdamW:

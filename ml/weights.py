@@ -1,138 +1,292 @@
-"""Weights files of others into an encoder: ImageNet networks in two dimensions, self-supervised Swin, bare tensors.
+"""Weights to start from: which tensor of a file is which of an encoder, and what a file says of itself.
 
-Strict: every tensor that the encoder has comes from the file, and every tensor of the file is used or named as spare in
-the encoder's recipe (a classifier, say). What was loaded stands in the checkpoint.
+Every tensor of the encoder and of the file is accounted for by name and shape, from the header, before any is read.
+What does not fit is one error that names it all; what is left over or begins anew is told and kept. No pickle is read.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from ml import checkpoint
-from ml.encoders import Encoder
+from ml.checkpoint import MOST_HEADER_BYTES, facts, has_statistics, shapes
+from ml.config import FIELDS, Recipe, from_dict
+from ml.encoders import Encoder, build_encoder
+from ml.weight_names import PICKLES, Layout, recognise, stripped
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-OTHERS = ("head.", "embedding.", "average.", "optimiser.", "random")
-"""What a checkpoint of ours holds beside its encoder."""
-NAMED = 5
-"""Tensors that an error names."""
+MOST_TENSORS = 20_000
+"""A file with more is no encoder's; the largest here has 1,000."""
+MOST_NAMES = 100
+"""Names in one error."""
+DECLARED = ("window_hu", "centre_hu", "scale_hu")
+"""What a weights file may say of the input that it was trained on."""
+CONSTANT = ("relative_position_index", "num_batches_tracked")
+"""Endings of tensors that are the same in every encoder of a kind, or that count: files may lack them."""
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
-    """What came of a weights file."""
+class Match:
+    """Which tensor of a file goes where."""
 
     layout: str
-    """lachesis, tensors, imagenet (inflated from two dimensions) or swin."""
-    num_tensors: int
-    spare: list[str]
-    """Tensors of the file that the encoder has no use for."""
+    """Whose names the file uses."""
+    source: dict[str, str] = field(default_factory=dict)
+    """Tensor of the encoder → tensor of the file."""
+    inflated: tuple[str, ...] = ()
+    """Kernels of the encoder that are two-dimensional in the file."""
+    left: dict[str, list[str]] = field(default_factory=dict)
+    """Why → tensors of the file that the encoder has no use for."""
+    zeros: tuple[str, ...] = ()
+    """Shifts that the file's network does not have."""
+    anew: tuple[str, ...] = ()
+    """Tensors of the encoder that begin as in a new one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, for the checkpoint's facts."""
+        return {
+            "layout": self.layout,
+            "num_loaded": len(self.source),
+            "num_inflated": len(self.inflated),
+            "left": self.left,
+            "zeros": list(self.zeros),
+            "anew": list(self.anew),
+        }
+
+    def __str__(self) -> str:
+        parts = [f"weights: {len(self.source)} tensors loaded, named as in {self.layout}"]
+        parts += [f"{len(self.inflated)} kernels inflated along depth"] if self.inflated else []
+        parts += [f"left in the file: {why} ({_some(names)})" for why, names in self.left.items()]
+        parts += [f"zero: {_some(self.zeros)}"] if self.zeros else []
+        parts += [f"begin anew: {_some(self.anew)}"] if self.anew else []
+        return "; ".join(parts)
 
 
-def load_weights(encoder: Encoder, file: Path, *, spare: Iterable[str] = ()) -> Loaded:
-    """Start an encoder from a weights file: safetensors named as in one of the layouts.
+def _some(names: list[str] | tuple[str, ...], most: int = 4) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
-    Args:
-        encoder: changed in place.
-        file: one of our checkpoints; bare tensors named as in the encoder or its body; an ImageNet DenseNet or ResNet
-            with torchvision's names; MONAI's self-supervised Swin transformer, old or new.
-        spare: beginnings of names that need not be used.
+
+# --- what a file says -----------------------------------------------------------------------------------------------
+
+
+def check_header(file: Path) -> dict[str, Shape]:
+    """Names and shapes of a weights file after a look at the size of its header.
 
     Raises:
-        ValueError: a tensor is missing, has another shape, or is left over; or the file is no safetensors file.
+        ValueError: a file of another kind, or a header too large for any encoder.
     """
-    stored = checkpoint.shapes(file)
-    wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    layout, source = _fitting(stored, wanted)
-    taken = set(source.values())
-    missing = [name for name in wanted if name not in source and not name.endswith("num_batches_tracked")]
-    left = [name for name in stored if name not in taken and not name.startswith(OTHERS)]
-    tolerated = [name for name in left if name.endswith(STATISTICS) or _short(name).startswith(tuple(spare))]
-    wrong = [name for name, there in source.items() if _shape(stored[there], wanted[name]) != wanted[name]]
-    for names, words in ((missing, "are missing"), (wrong, "have another shape")):
-        _refuse(names, words, len(wanted))
-    _refuse([name for name in left if name not in tolerated], "of the file are left over", len(stored))
-    if any(len(stored[there]) == 4 and len(wanted[name]) == 5 for name, there in source.items()):
-        layout = "imagenet"  # a ResNet's names are the same in two dimensions and in three
-    state = encoder.state_dict()
-    tensors = checkpoint.tensors(file)
-    for name, there in source.items():
-        state[name].copy_(inflate(tensors[there], wanted[name]))
-    return Loaded(layout=layout, num_tensors=len(source), spare=sorted(set(tolerated)))
-
-
-def inflate(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A convolution of two dimensions repeated along depth and divided by it; colours are summed where one is wanted.
-
-    An input that is the same along depth gives the answer of two dimensions (Carreira & Zisserman 2017), but where
-    padding with zeros along depth reaches.
-    """
-    if tensor.ndim != 4 or len(shape) != 5:
-        return tensor
-    if tensor.shape[1] == 3 and shape[1] == 1:
-        tensor = tensor.sum(1, keepdim=True)
-    depth = shape[2]
-    return tensor.unsqueeze(2).repeat(1, 1, depth, 1, 1) / depth
-
-
-def _shape(stored: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a stored tensor is brought to."""
-    if len(stored) == 4 and len(wanted) == 5:
-        inputs = 1 if (stored[1], wanted[1]) == (3, 1) else stored[1]
-        return (stored[0], inputs, wanted[2], *stored[2:])
-    return stored
-
-
-def _refuse(names: list[str], words: str, total: int) -> None:
-    if names:
-        shown = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    if file.suffix in PICKLES:
         raise ValueError(
-            f"Expected a weights file that fits the encoder tensor by tensor, but {len(names)} of {total} tensors "
-            f"{words}: {shown}."
+            f"Expected weights as .safetensors, got {file.suffix}: such files are pickles, which run code when they "
+            "are read; docs/encoders.md says how to convert one."
         )
+    with file.open("rb") as opened:
+        begin = opened.read(8)
+    size = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
+    if size <= MOST_HEADER_BYTES and not 2 <= size <= file.stat().st_size - 8:
+        raise ValueError("Expected a safetensors file for weights, got another kind of file, or part of one.")
+    found = shapes(file)
+    if len(found) > MOST_TENSORS:
+        raise ValueError(f"Expected {MOST_TENSORS:,} tensors at most in a weights file, got {len(found):,}.")
+    return found
 
 
-def _own(name: str) -> str:
-    return name.removeprefix("encoder.")
+def declared(file: Path) -> dict[str, Any]:
+    """The input that a weights file says it was trained on: window_hu, centre_hu, scale_hu, those that it names.
+
+    One of our checkpoints says it by its recipe, others by metadata of the same names, as text.
+
+    Raises:
+        ValueError: a value is no number.
+    """
+    from safetensors import safe_open
+
+    recipe = facts(file).get("recipe")
+    if recipe:
+        return {key: recipe[key] for key in DECLARED if key in recipe}
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+    made: dict[str, Any] = {}
+    for key in DECLARED:
+        if key in metadata:
+            try:
+                numbers = [float(part) for part in metadata[key].strip("[]() ").split(",")]
+            except ValueError:
+                raise ValueError(
+                    f"Expected numbers for {key} in the weights file's metadata, got {metadata[key]!r}."
+                ) from None
+            made[key] = numbers if str(FIELDS[key].type).startswith("tuple") else numbers[0]
+    return made
 
 
-def _bare(name: str) -> str:
-    return f"body.{name}"
+def take_declared(recipe: Recipe, file: Path, given: Mapping[str, Any]) -> Recipe:
+    """The recipe with the input that a weights file declares.
+
+    Args:
+        recipe: complete settings.
+        file: the weights.
+        given: settings that somebody chose; they are not overruled.
+
+    Raises:
+        ValueError: a chosen setting differs from what the file declares.
+    """
+    says = {**recipe.to_dict(), **declared(file)}
+    settled = from_dict(says)
+    for key in DECLARED:
+        if key in given and getattr(settled, key) != getattr(recipe, key):
+            raise ValueError(
+                f"Expected {key}={_text(getattr(settled, key))}, which the weights were trained with, got "
+                f"{_text(getattr(recipe, key))}; leave --set {key} out."
+            )
+    return settled
 
 
-def _imagenet(name: str) -> str:
-    """torchvision's name of a DenseNet's or ResNet's tensor, as MONAI has it."""
-    name = name.removeprefix("features.")
-    name = re.sub(r"(denselayer\d+\.)(norm|conv)\.?(\d)", r"\1layers.\2\3", name)
-    return f"body.{name}"
+def _text(value: Any) -> str:
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}"
 
 
-def _swin(name: str) -> str:
-    """Names of both self-supervised Swin files: `module.` and an older name of its layers, or `encoder.` and one more
-    level of stages."""
-    name = re.sub(r"^(module|encoder|swinViT)\.", "", name)
-    name = re.sub(r"^(layers\d)\.0\.0\.", r"\1.0.", name)
-    name = name.replace(".mlp.fc", ".mlp.linear")
-    return f"body.swin.{name}"
+# --- matching -------------------------------------------------------------------------------------------------------
 
 
-LAYOUTS: dict[str, Callable[[str], str]] = {"lachesis": _own, "tensors": _bare, "imagenet": _imagenet, "swin": _swin}
+def match(recipe: Recipe, encoder: Encoder, found: Mapping[str, Shape]) -> Match:
+    """Which tensor of a file goes where in an encoder.
+
+    Args:
+        recipe: whose encoder it is.
+        encoder: the encoder.
+        found: names and shapes of the file's tensors.
+
+    Raises:
+        ValueError: names every tensor that has no place, has another shape, or is missing.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    layout = recognise(recipe, found)
+    source: dict[str, str] = {}
+    left: dict[str, list[str]] = defaultdict(list)
+    inflated: list[str] = []
+    faults: dict[str, list[str]] = defaultdict(list)
+    for name, shape in found.items():
+        target, why = layout.place(stripped(name))
+        if target is None and why:
+            left[why].append(name)
+        elif target is None or target not in wanted:
+            _set_aside(name, target, wanted, left, faults)
+        elif target in source:
+            faults["that stand twice"].append(name)
+        elif shape != wanted[target] and not _inflates(target, shape, wanted[target], layout):
+            if layout.may_begin_anew(target):
+                left["of another shape"].append(name)
+            else:
+                faults["of another shape"].append(f"{name} {list(shape)} instead of {list(wanted[target])}")
+        else:
+            source[target] = name
+            inflated += [target] if shape != wanted[target] else []
+    missing = [name for name in wanted if name not in source]
+    zeros = [name for name in missing if layout.is_zero(name)]
+    anew = [name for name in missing if name.endswith(CONSTANT) or layout.may_begin_anew(name)]
+    faults["that are missing"] += [name for name in missing if name not in {*zeros, *anew}]
+    _refuse(recipe, layout, len(source), faults, found)
+    begun = tuple(name for name in anew if not name.endswith(CONSTANT))
+    return Match(
+        layout=layout.name,
+        source=source,
+        inflated=tuple(inflated),
+        left=dict(left),
+        zeros=tuple(zeros),
+        anew=begun,
+    )
 
 
-def _fitting(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> tuple[str, dict[str, str]]:
-    """The layout under which most tensors find their place, and where each comes from."""
-    best: tuple[str, dict[str, str]] = ("lachesis", {})
-    for layout, rename in LAYOUTS.items():
-        found = {rename(name): name for name in stored if rename(name) in wanted}
-        if len(found) > len(best[1]):
-            best = layout, found
-    return best
+def _set_aside(
+    name: str,
+    target: str | None,
+    wanted: Mapping[str, Shape],
+    left: dict[str, list[str]],
+    faults: dict[str, list[str]],
+) -> None:
+    """A tensor without a place: statistics that group normalisation has no use for, a counter, or a fault."""
+    if target is not None and target.endswith(("running_mean", "running_var", "num_batches_tracked")):
+        layer = target.rpartition(".")[0]
+        if f"{layer}.weight" in wanted and f"{layer}.running_mean" not in wanted:
+            left["statistics that norm=group has no use for"].append(name)
+            return
+    faults["without a place"].append(name)
 
 
-def _short(name: str) -> str:
-    return re.sub(r"^(module|encoder|swinViT|body)\.", "", name)
+def _inflates(target: str, shape: Shape, wanted: Shape, layout: Layout) -> bool:
+    """True where a 2D kernel (O, I, Y, X) becomes a 3D one (O, I, Z, Y, X) of the same Y and X."""
+    channels = shape[1:2] == wanted[1:2] or (target == layout.first and shape[1:2] == (3,) and wanted[1:2] == (1,))
+    return len(shape) == 4 and len(wanted) == 5 and channels and (shape[0], *shape[2:]) == (wanted[0], *wanted[3:])
+
+
+def _refuse(
+    recipe: Recipe, layout: Layout, num_loaded: int, faults: Mapping[str, list[str]], found: Mapping[str, Shape]
+) -> None:
+    """Raise one ValueError that names every fault."""
+    if not any(faults.values()):
+        return
+    if num_loaded == 0:
+        raise ValueError(
+            f"Expected weights of the encoder {recipe.encoder}, found none among {len(found):,} tensors "
+            f"({_some(list(found))}); docs/encoders.md lists the names that are understood."
+        )
+    told = "; ".join(f"{why}: {_some(names, MOST_NAMES)}" for why, names in faults.items() if names)
+    raise ValueError(
+        f"Expected weights that fit the encoder {recipe.encoder} tensor by tensor (named as in {layout.name}), got "
+        f"{num_loaded:,} that fit, and tensors {told}."
+    )
+
+
+def inspect_weights(recipe: Recipe, file: Path) -> Match:
+    """What would be loaded from a file, by its header alone. Raises ValueError as `load_weights` does."""
+    found = check_header(file)
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(recipe, has_statistics=has_statistics(file))
+    return match(recipe, encoder, found)
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_weights(recipe: Recipe, encoder: Encoder, file: Path) -> Match:
+    """Start an encoder from a weights file; what was loaded, and what was not.
+
+    A 2D kernel is repeated along depth and divided by it, so that an input which is constant along depth gives the 2D
+    network's answer, wherever no kernel reaches over the ends of depth: there zeros stand in. The first kernel is
+    summed over red, green and blue, ahead: a grey voxel stands in all three.
+
+    Raises:
+        ValueError: tensors that do not fit, all named, or numbers that are not finite.
+    """
+    from safetensors import safe_open
+
+    matched = match(recipe, encoder, check_header(file))
+    state = encoder.state_dict()
+    with safe_open(file, "pt") as opened:
+        for target, name in matched.source.items():
+            tensor = opened.get_tensor(name)
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"Expected finite numbers in the weights file, found others in {name}.")
+            made = inflate(tensor, state[target].shape) if target in matched.inflated else tensor
+            state[target] = made.to(state[target].dtype)
+    state |= {target: torch.zeros_like(state[target]) for target in matched.zeros}
+    encoder.load_state_dict(state)
+    encoder.loaded = matched
+    return matched
+
+
+def inflate(kernel_OIYX: Tensor, shape: Shape) -> Tensor:
+    """A 2D kernel as a 3D one of a shape (O, I, Z, Y, X); summed over its inputs where only one is wanted."""
+    kernel = kernel_OIYX.float()
+    if shape[1] == 1 and kernel.shape[1] == 3:
+        kernel = kernel.sum(1, keepdim=True)
+    return kernel[:, :, None].expand(shape).clone() / shape[2]

@@ -21,7 +21,7 @@ from ml.normalisation import batch_norms, choose_norm, exchange_batch_norms, has
 from ml.registry import find
 
 if TYPE_CHECKING:
-    from ml.weights import Loaded
+    from ml.weights import Match
 
 
 class Encoder(nn.Module):
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.width, self.frozen_statistics, self.recompute = body, width, frozen_statistics, recompute
-        self.loaded: Loaded | None = None
+        self.loaded: Match | None = None
         """What a weights file brought, where one did."""
 
     def forward(self, volume_B1ZYX: Tensor) -> Tensor:
@@ -80,7 +80,8 @@ def build_encoder(recipe: Recipe | str, norm: str | None = None, *, has_statisti
             f"Expected the encoder {known.name} to say its width, found none; set `module.width = D` in its function."
         )
     if norm is None:
-        norm = choose_norm(recipe.norm, has_statistics=has_statistics or has_learnt_statistics(body))
+        useful = has_statistics and bool(batch_norms(body))
+        norm = choose_norm(recipe.norm, has_statistics=useful or has_learnt_statistics(body))
     if norm != "group" and not batch_norms(body):
         raise ValueError(
             f"Expected norm=group for the encoder {known.name}, got {norm}; it has no batch normalisation."
@@ -96,6 +97,7 @@ def build_encoder(recipe: Recipe | str, norm: str | None = None, *, has_statisti
 # --- recomputing instead of keeping ---------------------------------------------------------------------------------
 
 
+@torch.compiler.disable
 def _recomputed(body: nn.Module, x: Tensor) -> Tensor:
     """The body's output; of each part only the input is kept, the rest is computed again on the way back."""
     for part in _parts(body):
@@ -139,11 +141,13 @@ def _contexts(part: list[nn.Module]) -> tuple[AbstractContextManager[None], Abst
 
 @contextmanager
 def _without_tracking(part: list[nn.Module]) -> Iterator[None]:
-    layers = [norm for layer in part for norm in batch_norms(layer) if norm.training and norm.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
+    layers = [norm for layer in part for norm in batch_norms(layer) if norm.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in layers]
+    for norm in layers:  # the same operations as the first time, or the two would not match
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for norm, (momentum, counter) in zip(layers, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter

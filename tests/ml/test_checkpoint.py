@@ -9,7 +9,6 @@ from ml import checkpoint
 from ml.config import read_recipe
 from ml.encoders import build_encoder
 from ml.training import own_facts
-from ml.weights import load_weights
 
 
 def test_equal_content_makes_an_equal_file(tmp_path: Path) -> None:
@@ -45,17 +44,3 @@ def test_weights_that_do_not_fit_name_the_first_that_differs(tmp_path: Path) -> 
         ValueError, match=r"encoder\.body\.0\.weight of shape \(12, 1, 3, 3, 3\), found \(12, 1, 5, 5, 5\)"
     ):
         checkpoint.load_encoder(tmp_path / "c.safetensors")
-    del state["encoder.body.0.weight"]
-    checkpoint.save(tmp_path / "d.safetensors", state, {})
-    with pytest.raises(ValueError, match=r"1 of 16 tensors are missing: body\.0\.weight"):
-        load_weights(encoder, tmp_path / "d.safetensors")
-
-
-def test_bare_weights_start_an_encoder_too(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    given, encoder = build_encoder("tiny"), build_encoder("tiny")
-    checkpoint.save(tmp_path / "w.safetensors", given.state_dict(), {})
-    load_weights(encoder, tmp_path / "w.safetensors")
-    for mine, theirs in zip(encoder.parameters(), given.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs)
-    assert not checkpoint.has_statistics(tmp_path / "w.safetensors")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,13 +42,83 @@ def test_tiny_has_161_thousand_weights() -> None:
     assert sum(p.numel() for p in build_encoder("tiny").parameters()) == 160_656
 
 
-@pytest.mark.parametrize("norm", ["group", "frozen"])
-def test_train_and_evaluation_mode_embed_alike(norm: str) -> None:
-    encoder = build_encoder("densenet121", norm)
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [*((n, "group") for n in ENCODERS), *((n, "frozen") for n in ("densenet121", "resnet18", "resnet50", "resnet152"))],
+)
+@torch.no_grad()
+def test_train_and_evaluation_mode_embed_alike(name: str, norm: str) -> None:
+    encoder = build_encoder(name, norm)
     volume = torch.randn(2, 1, 32, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(encoder.train()(volume), encoder.eval()(volume))
-        torch.testing.assert_close(encoder.train()(volume)[:1], encoder.train()(volume[:1]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(encoder.train()(volume), encoder.eval()(volume))
+    torch.testing.assert_close(encoder.train()(volume)[:1], encoder.train()(volume[:1]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("densenet121", {"norm": "group"}),
+        ("densenet121", {"norm": "batch", "batch": "8"}),
+        ("resnet18", {"norm": "batch", "batch": "8"}),
+        ("resnet50", {"norm": "group"}),
+        ("swinunetr", {}),
+        ("swinunetr", {"output": "decoder"}),
+        ("tiny", {}),
+    ],
+)
+def test_recomputing_gives_the_same_gradients_and_statistics_and_keeps_less(
+    name: str, settings: dict[str, str]
+) -> None:
+    volume = torch.randn(2, 1, 64, 64, 64) if name != "swinunetr" else torch.randn(1, 1, 64, 64, 64)
+    gradients, states, kept = [], [], []
+    for recompute in ("false", "true"):
+        torch.manual_seed(0)
+        encoder = build_encoder(read_recipe(name, {**settings, "recompute": recompute})).train()
+        with kept_bytes() as seen:
+            loss = encoder(volume).square().sum()
+        loss.backward()
+        gradients.append({n: p.grad for n, p in encoder.named_parameters()})
+        states.append(encoder.state_dict())
+        kept.append(seen[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states[1], states[0])
+    assert kept[1] < 0.6 * kept[0]
+
+
+@contextmanager
+def kept_bytes() -> Iterator[list[int]]:
+    """Bytes of distinct tensors that autograd keeps for the way back."""
+    seen: dict[int, int] = {}
+    total = [0]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        total[0] = sum(seen.values())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield total
+
+
+@torch.no_grad()
+def test_the_decoders_output_is_pooled_ahead_of_its_last_convolution_and_spans_48_dimensions() -> None:
+    encoder = build_encoder(read_recipe("swinunetr", {"output": "decoder"})).eval()
+    body = encoder.body
+    volumes = torch.randn(2, 1, 64, 32, 32)
+    slow = body.out(body.net(volumes)).mean((2, 3, 4))
+    torch.testing.assert_close(encoder(volumes), slow, rtol=1e-3, atol=1e-5)
+    assert torch.linalg.matrix_rank(body.out.conv.conv.weight.flatten(1)) == 48
+
+
+def test_the_decoders_output_is_of_swinunetr_alone() -> None:
+    with pytest.raises(ValueError, match="output=decoder for swinunetr alone"):
+        read_recipe("resnet18", {"output": "decoder"})
+
+
+def test_an_encoder_without_batch_normalisation_refuses_to_freeze_any() -> None:
+    with pytest.raises(ValueError, match="Expected norm=group for the encoder swinunetr"):
+        build_encoder("swinunetr", "frozen")
 
 
 def test_no_batch_normalisation_is_left_where_groups_are_wanted() -> None:

@@ -17,6 +17,7 @@ from app.store.names import check_name
 from app.store.work import Work
 from ml.config import Recipe, read_recipe
 from ml.labelling import LabelArrays
+from ml.weight_names import PICKLES
 from workers.bridge import (
     TRAIN,
     TUNING,
@@ -55,6 +56,8 @@ class Plan:
     seed: int
     shuffled: bool
     weights: Path | None
+    loaded: dict[str, Any] | None
+    """What of the weights is loaded and what is not, by names."""
     parent_id: int | None
     info: LabelSetInfo
     labels: LabelArrays
@@ -125,6 +128,7 @@ def _plan(work: Work) -> Plan:
         labels, members = read_labels(connection, info), read_members(connection, info.cohort_id)
         scans = read_scans(connection, work.settings, info.cohort_id)
         weights, parent_id = _weights(connection, work, recipe.weights)
+    recipe, loaded = (recipe, None) if weights is None else _fit(work, recipe, weights)
     if not np.array_equal(labels.member, members.member):
         raise InputError(
             f"Expected labels for each member of the cohort {info.cohort!r}, found other members in {info.name!r}; "
@@ -148,6 +152,7 @@ def _plan(work: Work) -> Plan:
         seed=seed,
         shuffled=shuffled,
         weights=weights,
+        loaded=loaded,
         parent_id=parent_id,
         info=info,
         labels=labels,
@@ -161,12 +166,33 @@ def _weights(connection: Any, work: Work, given: str) -> tuple[Path | None, int 
     """The file that `weights` names, and the checkpoint where it is one of ours."""
     if not given:
         return None, None
-    if Path(given).suffix == ".safetensors":
-        if not Path(given).is_file():
+    file = Path(given).expanduser()
+    if file.is_absolute() or file.suffix in (".safetensors", *PICKLES):
+        if not file.is_file():
             raise InputError("Expected a safetensors file for weights, found none there; give its absolute path.")
-        return Path(given), None
+        return file, None
     parent = artifacts.find_checkpoint(connection, given)
     return artifacts.fetch(work.settings, parent.path, parent.sha256), parent.checkpoint_id
+
+
+def _fit(work: Work, recipe: Recipe, weights: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with the input that the weights were trained on, and what of them will be loaded; both are logged.
+
+    Raises:
+        InputError: weights that do not fit the encoder, or another window chosen for them; told ahead of hours of work.
+    """
+    from ml.weights import inspect_weights, take_declared
+
+    try:
+        settled = take_declared(recipe, weights, work.args.get("set") or {})
+        matched = inspect_weights(settled, weights)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    taken = [key for key, value in settled.to_dict().items() if recipe.to_dict()[key] != value]
+    if taken:
+        work.log(f"taken from the weights: {', '.join(f'{key}={getattr(settled, key)}' for key in taken)}")
+    work.log(str(matched))
+    return settled, matched.to_dict()
 
 
 def _finished(connection: Any, plan: Plan) -> dict[str, Any] | None:
@@ -243,6 +269,7 @@ def _describe(plan: Plan, data: Data, volumes: ScanVolumes) -> dict[str, Any]:
     described: dict[str, Any] = {
         **plan.facts,
         "identity": plan.identity,
+        "loaded": plan.loaded,
         "cohort": plan.info.cohort,
         "task_set": plan.info.task_set,
         "tasks": plan.info.task_names,
@@ -306,6 +333,7 @@ def too_large(recipe: Recipe, said: str) -> str:
         if batch > 1
         else "a smaller --set shape_zyx, or a smaller encoder"
     )
+    smaller = smaller if recipe.recompute else f"--set recompute=true keeps less on the way, and {smaller}"
     return (
         f"Expected a forward and backward pass of {batch} volumes of {list(recipe.shape_zyx)} to fit into memory, and "
         f"it did not ({said.splitlines()[0] if said else 'no memory'}); {smaller}."
