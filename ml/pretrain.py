@@ -85,6 +85,7 @@ def pretrain(
     weights: Path | None = None,
     resume: Path | None = None,
     best: Path | None = None,
+    extends: bool = False,
 ) -> Result:
     """Train an encoder and its head by AdamW, from the null model on, to the last epoch or the observer's word.
 
@@ -98,6 +99,7 @@ def pretrain(
         weights: to start from, instead of random ones.
         resume: a stop on the way of this very training.
         best: its stop that was the best so far.
+        extends: `resume` is the end of a training with fewer epochs, which goes on.
 
     Raises:
         ValueError: weights or a stop that do not fit.
@@ -106,11 +108,11 @@ def pretrain(
     torch.set_num_threads(threads_for(recipe))
     run = Training(recipe, data, seed, weights)
     if resume:
-        run.resume(resume)
+        run.resume(resume, extends=extends)
     else:
         run.calibrate()
         run.note_epoch()
-    keeper = Keeper(run, folder, facts, observer, last=resume, best=best)
+    keeper = Keeper(run, folder, facts, observer, last=None if extends else resume, best=best)
     while not run.is_over:
         try:
             if not train_on(run, keeper, observer):
@@ -201,6 +203,7 @@ class Keeper:
     ) -> None:
         self.run, self.folder, self.facts, self.observer = run, folder, facts, observer
         self.last, self.best = last, best
+        self.kept_step = -1
         self.at, self.cost = time.monotonic(), 0.0
 
     def keep_when_due(self) -> None:
@@ -230,6 +233,7 @@ class Keeper:
     def _write(self, *, is_best: bool = False) -> Path:
         file = self.run.save(self.folder / f"step-{self.run.step}.safetensors", self.facts)
         self.last = self.observer.keep(file, self.run.step, self.run.num_steps, is_best=is_best)
+        self.kept_step = self.run.step
         if is_best:
             self.best = self.last
         return self.last
@@ -251,6 +255,8 @@ class Keeper:
     def finish(self) -> Result:
         """The weights of the last epoch, or of the best one where the recipe says so."""
         run = self.run
+        if run.step != self.kept_step:
+            self.keep()  # so that the training can go on after its end
         if run.recipe.select == "best" and self.best is not None:
             run.take_weights(self.best)
         return self._result(run.finish(self.folder / "final.safetensors", self.facts), finished=True)

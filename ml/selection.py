@@ -8,7 +8,7 @@ watching; `evaluate` is for claims.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,9 @@ class Selection:
     """Epochs in a row without a better one that end the training; 0: it goes on."""
     best: float = -math.inf
     best_epoch: int = -1
-    last_epoch: int = field(default=-1)
+    last_epoch: int = -1
+    from_epoch: int = 0
+    """Where patience begins: of a training that goes on after its end, that end."""
 
     def note(self, epoch: int, values: dict[str, float]) -> bool:
         """Whether this epoch is the best so far. Epochs that could not be judged count as no better."""
@@ -45,7 +47,7 @@ class Selection:
     @property
     def is_over(self) -> bool:
         """Whether nothing better came for too long."""
-        return bool(self.patience) and self.last_epoch - max(self.best_epoch, 0) >= self.patience
+        return bool(self.patience) and self.last_epoch - max(self.best_epoch, self.from_epoch) >= self.patience
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,14 +271,17 @@ class Training:
         for name, value in self.average.items():
             value.copy_(stored[name])
 
-    def resume(self, file: Path) -> None:
-        """Go on from a stop on the way.
+    def resume(self, file: Path, *, extends: bool = False) -> None:
+        """Go on from a stop on the way; where it `extends` a training, from its end to a later last epoch.
 
         Raises:
             ValueError: the file is of another training.
         """
         facts = checkpoint.facts(file)
-        if "step" not in facts or (facts.get("recipe"), facts.get("seed")) != (self.recipe.to_dict(), self.seed):
+        theirs, ours = facts.get("recipe") or {}, self.recipe.to_dict()
+        if extends:
+            theirs, ours = theirs | {"epochs": 0}, ours | {"epochs": 0}
+        if "step" not in facts or (theirs, facts.get("seed")) != (ours, self.seed):
             raise ValueError("Expected a stop of this very training to go on from, found a file of another one.")
         self.take_weights(file)
         stored = checkpoint.tensors(file, "optimiser.")
@@ -294,6 +297,8 @@ class Training:
         self.plateau = Plateau(**facts["plateau"])
         self.selection = Selection(**facts["selection"])
         self.history = facts["epochs"]
+        if extends:
+            self.selection.from_epoch = self.epoch
 
 
 def own_facts(recipe: Recipe, encoder: Encoder, seed: int) -> dict[str, Any]:

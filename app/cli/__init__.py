@@ -24,9 +24,39 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from app.cli import check, concepts, demo, diff, export, forget, jobs, load, look, plot, remove, servers, stages
+    from app.cli import (
+        check,
+        concepts,
+        demo,
+        diff,
+        export,
+        forget,
+        jobs,
+        load,
+        look,
+        plot,
+        promote,
+        remove,
+        servers,
+        stages,
+    )
 
-    for module in (load, stages, look, plot, concepts, check, diff, export, remove, forget, jobs, servers, demo):
+    for module in (
+        load,
+        stages,
+        look,
+        plot,
+        concepts,
+        check,
+        diff,
+        export,
+        promote,
+        remove,
+        forget,
+        jobs,
+        servers,
+        demo,
+    ):
         module.register(app)
     _keep_examples(app)
 

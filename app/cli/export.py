@@ -56,6 +56,30 @@ def export_meds(
     print(f"export meds: {said} in {folder}", file=sys.stderr)
 
 
+@export.command("curves")
+def export_curves(
+    checkpoints: Annotated[list[str], typer.Argument(help="Checkpoints whose trainings are meant.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder; each training gets one of its own in it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write loss curves as TensorBoard event files, and as CSV beside them.
+
+    Examples:
+      lachesis export curves tiny-tte tiny-mtl -o curves && tensorboard --logdir curves
+      lachesis export curves @champion -o /tmp/curves --json
+    """
+    from app.cli.look import connect
+    from app.export.curves import export as write
+
+    with connect().connect() as connection:
+        written = write(connection, checkpoints, out)
+    if as_json:
+        typer.echo(jsonlib.dumps({"written": [asdict(one) for one in written]}))
+        return
+    for one in written:
+        print(f"export curves: {one.points:,} points of {one.checkpoint} in {one.folder}", file=sys.stderr)
+
+
 def register(app: typer.Typer) -> None:
     """Add `export` and its commands."""
     app.add_typer(export, name="export")

@@ -151,10 +151,13 @@ def show(
     """
     from app.cli.loads import explained
     from app.store import listing
+    from app.store.artifacts import find_checkpoint
 
     word, found = listing.kind_named(kind)
     most = limit if limit is not None or as_csv or as_json else MOST_SHOWN
     with connect().connect() as connection:
+        if word == "checkpoint":
+            name = str(find_checkpoint(connection, name).checkpoint_id)
         rows = listing.details(connection, found.one, name, most)
         if not rows and not (word == "reject" and listing.is_load(connection, name)):
             known = "load" if word == "reject" else word

@@ -164,20 +164,24 @@ def features(
 
 
 def pretrain(
-    arm: Annotated[str, typer.Argument(help="base, mtl, visit or tte.")],
+    arm: Annotated[str | None, typer.Argument(help="base, mtl, visit or tte.")] = None,
     encoder: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="tiny, densenet121, resnet18, resnet50, resnet152, swinunetr, or one of your own (docs/encoders.md)."
         ),
-    ],
-    labels: Annotated[str, typer.Option(help="Label set to learn from.")],
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Label set to learn from.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the checkpoint; default ENCODER-ARM-sSEED.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe, e.g. epochs=4.")] = None,
     shuffle_volumes: Annotated[
         bool, typer.Option("--shuffle-volumes", help="A control: permute volumes among persons first.")
     ] = False,
+    continue_: Annotated[
+        str | None, typer.Option("--continue", help="Checkpoint whose finished training goes on, by --epochs more.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many more, with --continue.", min=1)] = None,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
@@ -196,7 +200,24 @@ def pretrain(
       lachesis pretrain mtl --encoder densenet121 --labels outcomes --seed 3 --set batch=4 --set epochs=10
       lachesis pretrain tte --encoder resnet18 --labels pretraining --set weights=resnet18.safetensors --set select=best
       lachesis pretrain tte --encoder tiny --labels pretraining --set objective=discrete --set ema=0.99 --detach
+      lachesis pretrain --continue tiny-tte --epochs 10
     """
+    if continue_ is not None:
+        if epochs is None or arm or encoder or labels or set_ or seed or shuffle_volumes:
+            raise InputError(
+                "Expected --continue CHECKPOINT with --epochs N and, if wanted, --name alone: all else is that of the "
+                f"training which goes on; to start another from its weights, --set weights={continue_}."
+            )
+        more = {"continue": continue_, "epochs": epochs, "name": name}
+        queue("pretrain", more, name or continue_, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+        return
+    if epochs is not None:
+        raise InputError("Expected --epochs with --continue alone; for a new training give --set epochs=N.")
+    if not (arm and encoder and labels):
+        raise InputError(
+            "Expected ARM, --encoder and --labels, as in `lachesis pretrain tte --encoder tiny --labels pretraining`, "
+            "or --continue CHECKPOINT --epochs N."
+        )
     one_of("ARM", arm, ARMS)
     checkpoint = name or f"{encoder}-{arm}-s{seed}"
     args = {

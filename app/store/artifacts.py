@@ -38,23 +38,34 @@ class Checkpoint:
     shuffled: bool
 
 
-_FIND = """
+_COLUMNS = """
 SELECT checkpoint_id, name, sha256, arm, encoder, width, recipe, seed, path, label_set_id, cohort_id, shuffled
-FROM model.checkpoint
-WHERE (name = :name AND is_final) OR checkpoint_id::text = :name OR (length(:name) >= 6 AND starts_with(sha256, :name))
-ORDER BY (name = :name) DESC, checkpoint_id DESC LIMIT 1
+FROM model.checkpoint WHERE checkpoint_id = :id
 """
 
 
 def find_checkpoint(connection: Connection, name: str) -> Checkpoint:
-    """The checkpoint meant by a name (its newest), an id or a hash prefix of six digits or more. Raises UnknownName."""
-    from sqlalchemy import text
+    """The checkpoint meant by NAME, NAME@EPOCH, NAME@best, NAME@last, an alias, an id or the beginning of a digest.
 
-    row = connection.execute(text(_FIND), {"name": name}).mappings().first()
-    if row is None:
+    Raises:
+        UnknownName: there is none.
+        InputError: an epoch that is not kept, or a beginning of several digests.
+    """
+    from sqlalchemy import text
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        with connection.begin_nested():
+            found = connection.execute(text("SELECT model.find_checkpoint(:name)"), {"name": name}).scalar_one()
+    except DBAPIError as error:
+        state = getattr(error.orig, "sqlstate", None)
+        if state == "22023":
+            raise InputError(str(error.orig).splitlines()[0]) from None
+        if state != "P0002":
+            raise
         known = connection.execute(text("SELECT DISTINCT name FROM model.checkpoint WHERE is_final")).scalars()
-        raise UnknownName("checkpoint", name, known)
-    return Checkpoint(**row)
+        raise UnknownName("checkpoint", name, known) from None
+    return Checkpoint(**connection.execute(text(_COLUMNS), {"id": found}).mappings().one())
 
 
 def root(settings: Settings) -> Path:

@@ -328,14 +328,21 @@ GROUP BY d.name, m.split, d.kind, d.description, d.absent_is_zero ORDER BY d.nam
 
 CHECKPOINT = Kind(
     listing="""
-SELECT checkpoint_id, name, left(sha256, 12) AS sha256, arm, encoder, step, num_steps, is_final AS final, shuffled,
-       seed, created_at
+SELECT checkpoint_id, name, left(sha256, 12) AS sha256, arm, encoder, epoch, step, num_steps, is_final AS final,
+       is_best AS best, shuffled, seed, created_at
 FROM model.checkpoint ORDER BY checkpoint_id DESC LIMIT :limit
 """,
     one="""
-SELECT * FROM model.checkpoint
-WHERE checkpoint_id::text = :name OR (length(:name) >= 6 AND starts_with(sha256, :name)) OR (name = :name AND is_final)
-ORDER BY name = :name DESC, checkpoint_id DESC LIMIT 1
+SELECT k.*, (SELECT string_agg(e.epoch || CASE WHEN e.is_best THEN ' (best)' ELSE '' END, ', ' ORDER BY e.step)
+             FROM model.checkpoint e WHERE e.job_id = k.job_id AND NOT e.is_final) AS kept_epochs,
+       (SELECT p.name || ' (' || p.checkpoint_id || ')' FROM model.checkpoint p WHERE p.checkpoint_id = k.parent_id)
+           AS parent,
+       (SELECT l.name || '@' || l.version FROM label.label_set l WHERE l.label_set_id = k.label_set_id) AS label_set,
+       (SELECT c.name || '@' || c.version FROM label.cohort c WHERE c.cohort_id = k.cohort_id) AS cohort,
+       (SELECT string_agg(DISTINCT a.alias, ', ') FROM model.alias a
+        WHERE a.checkpoint_id = k.checkpoint_id AND a.valid_to IS NULL) AS aliases
+FROM model.checkpoint k
+WHERE k.checkpoint_id::text = :name
 """,
 )
 

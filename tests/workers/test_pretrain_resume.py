@@ -159,3 +159,76 @@ def test_the_best_stop_stays_beside_the_last_three_and_is_one(
     stops = rows(engine, "SELECT epoch, is_best, path FROM model.checkpoint WHERE NOT is_final ORDER BY step")
     assert [(row.epoch, row.is_best) for row in stops if row.is_best] == [(2, True)]
     assert all((artifacts.root(work.settings) / row.path).is_file() for row in stops)
+
+
+def test_a_finished_training_goes_on_as_a_child_and_only_on_its_own_labels(
+    engine: Engine, attempt: Callable[..., JobWork], settings: Settings, tmp_path: Path
+) -> None:
+    first = pretrain(attempt(1))
+    with engine.begin() as connection:
+        job_id = connection.execute(
+            text("INSERT INTO ops.job (kind, queue, name) VALUES ('pretrain', 'gpu', 't') RETURNING job_id")
+        ).scalar_one()
+    args = {"continue": "t", "epochs": 2, "name": None}
+    more = JobWork(engine, args=args, folder=tmp_path / "more", settings=settings, job_id=job_id, fence=1)
+    second = pretrain(more)
+    row = rows(engine, "SELECT parent_id, epoch, name FROM model.checkpoint WHERE is_final ORDER BY 1 NULLS FIRST")[-1]
+    assert (row.parent_id, row.name) == (first["checkpoint_id"], "t")
+    assert second["steps"] > first["steps"]
+    epochs = int(SMALL["epochs"])
+    assert row.epoch == epochs + 2
+    with engine.connect() as connection:
+        assert artifacts.find_checkpoint(connection, "t").checkpoint_id == second["checkpoint_id"]
+        assert artifacts.find_checkpoint(connection, f"t@{epochs + 2}").checkpoint_id == second["checkpoint_id"]
+        with pytest.raises(InputError, match=r"Expected a kept epoch of checkpoint 't' \(.*found '99'"):
+            artifacts.find_checkpoint(connection, "t@99")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE label.label_set SET digest = 'other'"))
+    with pytest.raises(InputError, match="Expected the labels that 't' learnt from"):
+        pretrain(more)
+
+
+def test_an_alias_means_what_was_judged_by_the_same_labels_and_remembers_what_it_meant(
+    engine: Engine, attempt: Callable[..., JobWork]
+) -> None:
+    from app.store import promotion
+
+    pretrain(attempt(1))
+    with engine.begin() as connection:
+        old = artifacts.find_checkpoint(connection, "t")
+        connection.execute(
+            text(
+                "INSERT INTO model.checkpoint (name, sha256, arm, encoder, width, recipe, seed, step, num_steps, "
+                "is_final, path, num_bytes, code_version, label_set_id) SELECT 'new', repeat('e', 64), arm, encoder, "
+                "width, recipe, seed, step, num_steps, true, 'p', 1, code_version, label_set_id FROM model.checkpoint "
+                "WHERE checkpoint_id = :c"
+            ),
+            {"c": old.checkpoint_id},
+        )
+        new = artifacts.find_checkpoint(connection, "eeeeee")
+        with pytest.raises(InputError, match="found none; run `lachesis evaluate"):
+            promotion.promote(connection, "champion", new, None)
+        judge = text(
+            "INSERT INTO model.metric (checkpoint_id, label_set_id, head, inputs, task, metric, split, arm, value, n, "
+            "num_events, unit) VALUES (:c, :l, 'cox', 'image', 'a', 'harrell_c', 'held_out', 'tte', .6, 9, 9, 'person')"
+        )
+        connection.execute(judge, {"c": old.checkpoint_id, "l": old.label_set_id})
+        assert promotion.promote(connection, "champion", old, "first")
+        assert not promotion.promote(connection, "champion", old, None)
+        assert artifacts.find_checkpoint(connection, "@champion").name == "t"
+        connection.execute(
+            text(
+                "INSERT INTO label.label_set (name, version, is_current, cohort_id, task_set_id, digest, data_digest, "
+                "num_members, num_events) SELECT 'others', 1, true, cohort_id, task_set_id, '', '', 0, 0 "
+                "FROM label.label_set"
+            )
+        )
+        other = connection.execute(text("SELECT label_set_id FROM label.label_set WHERE name = 'others'")).scalar()
+        connection.execute(judge, {"c": new.checkpoint_id, "l": other})
+        with pytest.raises(InputError, match="found no figures by outcomes@1"):
+            promotion.promote(connection, "champion", new, None)
+        connection.execute(judge, {"c": new.checkpoint_id, "l": old.label_set_id})
+        assert promotion.promote(connection, "champion", new, "better")
+        assert artifacts.find_checkpoint(connection, "champion").name == "new"
+        assert promotion.undo(connection, "champion") == "t"
+        assert [row["name"] for row in promotion.history(connection, "champion")] == ["t", "new", "t"]

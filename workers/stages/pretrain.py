@@ -15,7 +15,7 @@ from app.errors import InputError, Preempted, StoreError, UnknownName
 from app.store import artifacts, stale
 from app.store.names import check_name
 from app.store.work import Work
-from ml.config import Recipe, read_recipe
+from ml.config import Recipe, from_dict, read_recipe
 from ml.labelling import LabelArrays
 from ml.weight_names import PICKLES
 from workers.bridge import (
@@ -33,6 +33,7 @@ from workers.scan_volumes import ScanVolumes, permuted_images, prepare
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from sqlalchemy import Connection
 
     from ml.pretrain import Result
     from ml.targets import BinaryTargets
@@ -65,6 +66,8 @@ class Plan:
     scans: list[Scan]
     facts: dict[str, Any]
     """Names and digests of the inputs; equal facts make equal weights."""
+    continues: Continued | None = None
+    """The training that this one carries on."""
 
     @property
     def identity(self) -> str:
@@ -74,7 +77,8 @@ class Plan:
 def pretrain(work: Work) -> dict[str, Any]:
     """Train `args["arm"]`, or keep the start weights (`base`); an identical finished training is left as it is.
 
-    Args of the job: arm, encoder, labels, name, seed, set (recipe settings as text), shuffle_volumes.
+    Args of the job: arm, encoder, labels, name, seed, set (recipe settings as text), shuffle_volumes; or continue (a
+    finished training), epochs (how many more) and name.
 
     Raises:
         InputError: a setting, name or input that cannot be used.
@@ -113,16 +117,13 @@ def pretrain(work: Work) -> dict[str, Any]:
 
 def _plan(work: Work) -> Plan:
     """Read and check everything that decides what will be made; nothing is written."""
-    args = work.args
-    arm, name = str(args["arm"]), check_name("checkpoint", args["name"])
-    if arm not in ARMS:
-        raise UnknownName("arm", arm, ARMS)
-    seed, shuffled = int(args.get("seed") or 0), bool(args.get("shuffle_volumes"))
-    try:
-        recipe = read_recipe(str(args["encoder"]), args.get("set") or {})
-    except ValueError as error:
-        raise InputError(str(error)) from None
     with work.connect() as connection:
+        args, continues = _asked(connection, work)
+        arm, name = str(args["arm"]), check_name("checkpoint", args["name"])
+        if arm not in ARMS:
+            raise UnknownName("arm", arm, ARMS)
+        seed, shuffled = int(args.get("seed") or 0), bool(args.get("shuffle_volumes"))
+        recipe = _recipe(args)
         info = find_label_set(connection, str(args["labels"]))
         stale.warn(work, connection, info.label_set_id)
         labels, members = read_labels(connection, info), read_members(connection, info.cohort_id)
@@ -145,6 +146,9 @@ def _plan(work: Work) -> Plan:
         "images_digest": hashlib.sha256(members.image.tobytes() + members.split.tobytes()).hexdigest(),
         "weights_sha256": artifacts.file_digest(weights) if weights else None,
     }
+    if continues is not None:
+        continues.check(facts)
+        facts["continues"] = continues.parent.sha256
     return Plan(
         name=name,
         arm=stored_arm,
@@ -153,13 +157,72 @@ def _plan(work: Work) -> Plan:
         shuffled=shuffled,
         weights=weights,
         loaded=loaded,
-        parent_id=parent_id,
+        parent_id=parent_id if continues is None else continues.parent.checkpoint_id,
         info=info,
         labels=labels,
         members=members,
         scans=scans,
         facts=facts,
+        continues=continues,
     )
+
+
+def _recipe(args: Mapping[str, Any]) -> Recipe:
+    try:
+        if "settings" in args:
+            return from_dict(args["settings"])
+        return read_recipe(str(args["encoder"]), args.get("set") or {})
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """A finished training that goes on."""
+
+    parent: artifacts.Checkpoint
+    stop: Path
+    """Its state at its end."""
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Raise InputError where its labels or scans are no longer those it learnt from."""
+        for key, words in (("label_digest", "labels"), ("images_digest", "scans or splits")):
+            if facts[key] != self.parent.recipe.get(key):
+                raise InputError(
+                    f"Expected the {words} that {self.parent.name!r} learnt from, found others; start a training from "
+                    f"its weights instead: `--set weights={self.parent.name}`."
+                )
+
+
+_END = "SELECT path, sha256 FROM model.checkpoint WHERE job_id = :job AND NOT is_final ORDER BY step DESC LIMIT 1"
+
+
+def _asked(connection: Connection, work: Work) -> tuple[dict[str, Any], Continued | None]:
+    """The arguments of the job; of one that continues a training, those of that training, with more epochs."""
+    from sqlalchemy import text
+
+    args = dict(work.args)
+    if not args.get("continue"):
+        return args, None
+    parent = artifacts.find_checkpoint(connection, str(args["continue"]))
+    job = "SELECT job_id FROM model.checkpoint WHERE checkpoint_id = :id AND is_final"
+    job_id = connection.execute(text(job), {"id": parent.checkpoint_id}).scalar()
+    end = connection.execute(text(_END), {"job": job_id}).first()
+    if end is None:
+        raise InputError(
+            f"Expected a finished training whose last state was kept, found none of {parent.name!r}; "
+            f"`--set weights={parent.name}` starts another from its weights."
+        )
+    settings = parent.recipe["settings"]
+    asked = {
+        "arm": parent.arm,
+        "labels": parent.recipe["label_set"],
+        "name": args.get("name") or parent.name,
+        "seed": parent.seed,
+        "shuffle_volumes": parent.shuffled,
+        "settings": settings | {"epochs": settings["epochs"] + int(args["epochs"])},
+    }
+    return asked, Continued(parent, artifacts.fetch(work.settings, end.path, end.sha256))
 
 
 def _weights(connection: Any, work: Work, given: str) -> tuple[Path | None, int | None]:
@@ -312,8 +375,13 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
     stops = _stops(work)
     work.started_at_step(stops.step)
     watcher = Watcher(work, plan, described)
+    extends = stops.last is None and plan.continues is not None
+    if plan.continues is not None and stops.last is None:
+        stops = replace(stops, last=plan.continues.stop)
     try:
-        result = pretrain(plan.recipe, data, observer=watcher, resume=stops.last, best=stops.best, **common)
+        result = pretrain(
+            plan.recipe, data, observer=watcher, resume=stops.last, best=stops.best, extends=extends, **common
+        )
     except Diverged as error:
         scans = ", ".join(map(str, plan.members.image[error.rows][:20].tolist()))
         raise InputError(f"{error} Their image_occurrence_id: {scans}.") from None
