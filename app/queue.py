@@ -6,14 +6,16 @@ Postgres is the queue; a lost nudge costs the seconds until an idle worker looks
 from __future__ import annotations
 
 import getpass
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from app.errors import UnknownName
+from app.errors import LachesisError, UnknownName
 
 if TYPE_CHECKING:
     from celery import Celery
+    from sqlalchemy import Connection
 
     from app.embedded import Store
 
@@ -70,13 +72,28 @@ def submit(
         raise UnknownName("kind of job", kind, QUEUE_OF)
     queue = QUEUE_OF[kind]
     engine = make_engine(store.database_url)
-    values: dict[str, Any] = {"kind": kind, "queue": queue, "args": args, "name": name, "created_by": user()}
+    values: dict[str, Any] = {"kind": kind, "queue": queue, "name": name, "created_by": user()}
     with engine.begin() as connection:
+        values["args"] = args | _encoder(connection, kind, args)
         job_id = jobs.insert(connection, **values, dedupe_key=dedupe_key, parent=parent, delay=held_for)
     if not held_for and not nudge(store.redis_url, job_id, queue):
         with engine.begin() as connection:
             jobs.unpublish(connection, job_id)
     return job_id
+
+
+def _encoder(connection: Connection, kind: str, args: dict[str, Any]) -> dict[str, str]:
+    """The encoder that embedding by a checkpoint needs, so that a worker which has it takes the job.
+
+    A checkpoint that is not there yet may be by the time the job runs, whose stage says so where it is not.
+    """
+    from app.store import artifacts
+
+    if kind != "embed":
+        return {}
+    with suppress(LachesisError):
+        return {"encoder": artifacts.find_checkpoint(connection, str(args["checkpoint"])).encoder}
+    return {}
 
 
 def user() -> str | None:

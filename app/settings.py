@@ -32,6 +32,8 @@ class Settings:
     role_prefix: str = "lachesis"
     roots: Mapping[str, Path] = field(default_factory=dict)
     """LACHESIS_ROOT_<NAME>: where this host keeps the files of a root name."""
+    encoders: str | None = None
+    """Python files, a colon between them, each an encoder of its own (docs/encoders.md); workers run them."""
 
     @property
     def home_to_be(self) -> Path:
@@ -67,7 +69,13 @@ def read_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
         postgres_version=int(postgres),
         role_prefix=env.get("LACHESIS_ROLE_PREFIX") or "lachesis",
         roots={k[len(prefix) :].lower(): Path(v) for k, v in env.items() if k.startswith(prefix) and v},
+        encoders=_paths(env.get("LACHESIS_ENCODERS")),
     )
+
+
+def _paths(text: str | None) -> str | None:
+    """Absolute paths, for a worker may stand in another folder."""
+    return os.pathsep.join(str(Path(p).expanduser().absolute()) for p in (text or "").split(os.pathsep) if p) or None
 
 
 def _url(env: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str | None:

@@ -1,13 +1,14 @@
-"""`python -m workers worker | run JOB | attempt JOB FENCE`: the processes that do the work."""
+"""`python -m workers worker | run JOB | attempt JOB FENCE | encoders`: the processes that do the work."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError, LachesisError, StoreError
 from app.queue import QUEUES
@@ -15,7 +16,7 @@ from app.settings import read_settings
 from workers.holder import Clocks, Holder
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from app.store import jobs
 
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     worker.add_argument("--heartbeat", type=float, default=clocks.heartbeat, help="Seconds between heartbeats.")
     worker.add_argument("--poll", type=float, default=clocks.poll, help="Seconds between looks at the table.")
     worker.add_argument("--grace", type=float, default=clocks.grace, help="Seconds to end by itself when told to.")
+    commands.add_parser("encoders", help="The encoders of this host as JSON.")
     run = commands.add_parser("run", help="Claim one job and run it in the foreground, without a broker.")
     run.add_argument("job", type=int)
     attempt = commands.add_parser("attempt", help="The child of a supervisor: run a job that is claimed already.")
@@ -42,6 +44,28 @@ def parser() -> argparse.ArgumentParser:
     attempt.add_argument("--board", type=int, required=True, help="Descriptor of the worker's board.")
     attempt.add_argument("--parent", type=int, required=True, help="Process to die with.")
     return top
+
+
+def check_encoders() -> None:
+    """Refuse to begin where an encoder of this host cannot be found, rather than at its first job."""
+    from ml.registry import encoders
+
+    try:
+        encoders()
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def list_encoders() -> list[dict[str, Any]]:
+    """The encoders of this host, a row each; none is built or imported."""
+    from ml.registry import encoders
+
+    check_encoders()
+    return [
+        {"name": known.name, "width": known.width, "weights": known.about.get("weights"), "source": known.source}
+        | {"text": known.about.get("text", "")}
+        for known in encoders().values()
+    ]
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -55,6 +79,7 @@ def serve(arguments: argparse.Namespace) -> None:
         raise InputError(f"Expected queues of {', '.join(QUEUES)}, got {arguments.queues!r}.")
     if arguments.lease < 3 * arguments.heartbeat:
         raise InputError("Expected a lease of three heartbeats or more, so that a late one loses no job.")
+    check_encoders()
     clocks = Clocks(lease=arguments.lease, heartbeat=arguments.heartbeat, poll=arguments.poll, grace=arguments.grace)
     celery_app.serve(Holder(store=ensure_up(read_settings()), queues=queues, clocks=clocks), arguments.name)
 
@@ -67,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     from workers.pulse import Pulse
     from workers.supervisor import Child
 
+    check_encoders()
     holder = Holder(store=ensure_up(read_settings()), queues=(), clocks=Clocks(poll=0.5))
     engine = make_engine(holder.store.database_url)
     pulse = Pulse(holder, serves=False)
@@ -74,8 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     first = holder.claim(arguments.job)
     if first is None:
         with engine.connect() as connection:
-            state = jobs.find(connection, arguments.job)["state"]
-        raise StoreError(f"Expected job {arguments.job} to wait, it is {state}; nothing was run.")
+            raise StoreError(_why_not(connection, arguments.job))
     held, interrupted = [first], threading.Event()
 
     def interrupt(*_: object) -> None:
@@ -95,6 +120,19 @@ def run(arguments: argparse.Namespace) -> int:
     pulse.end()
     with engine.connect() as connection:
         return int(jobs.find(connection, arguments.job)["exit_code"] or 0)
+
+
+def _why_not(connection: Connection, job_id: int) -> str:
+    """Why a job cannot be taken here."""
+    from app.store import jobs
+    from ml.registry import encoders
+
+    job = jobs.find(connection, job_id)
+    if job["state"] in ("queued", "retry_wait") and job["encoder"] not in (None, *encoders()):
+        return (
+            f"Expected the encoder {job['encoder']!r} on this host, found none; run job {job_id} where it is installed."
+        )
+    return f"Expected job {job_id} to wait, it is {job['state']}; nothing was run."
 
 
 def next_claim(holder: Holder, engine: Engine, job_id: int, interrupted: threading.Event) -> jobs.Claim | None:
@@ -155,7 +193,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.command == "run":
             return run(arguments)
-        if arguments.command == "worker":
+        if arguments.command == "encoders":
+            print(json.dumps(list_encoders()))
+        elif arguments.command == "worker":
             serve(arguments)
         else:
             attempt(arguments)

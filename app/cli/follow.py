@@ -242,9 +242,10 @@ class Watch:
             return
         if not attempts.encoder_is_served(self._connection, encoder):
             self._next_care = time.monotonic() + LINE_SECONDS
+            seen = "; ".join(attempts.encoders_by_worker(self._connection, job["queue"])) or "none"
             report.say(
-                f"job {self.job_id} waits: no worker that runs now has the encoder {encoder!r}; start one where it is "
-                "installed (docs/encoders.md)."
+                f"job {self.job_id} waits: no worker has the encoder {encoder!r}; workers seen: {seen}; start one "
+                "where it is installed (docs/encoders.md)."
             )
 
     def _is_served(self, queue: str) -> bool:

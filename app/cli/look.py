@@ -73,7 +73,8 @@ def print_csv(rows: list[dict[str, Any]]) -> None:
 
 def ls(
     kind: Annotated[
-        str, typer.Argument(help="load, reject, person, cohort, task, label, feature, checkpoint, metric or job.")
+        str,
+        typer.Argument(help="load, reject, person, cohort, task, label, feature, encoder, checkpoint, metric or job."),
     ],
     limit: Annotated[int, typer.Option(help="Rows at the most.", min=1)] = 50,
     stale: Annotated[
@@ -90,10 +91,16 @@ def ls(
       lachesis ls loads
       lachesis ls labels --stale --json
       lachesis ls labels --versions
+      lachesis ls encoders
     """
     from app.store import listing
     from app.store.stale import STALE, add_stale
 
+    if kind in ("encoder", "encoders"):
+        from app.cli.encoders import print_encoders
+
+        print_encoders(as_json=as_json)
+        return
     word, found = listing.kind_named(kind)
     if stale and word not in STALE:
         raise InputError(f"Expected {', '.join(STALE)} with --stale, got {word}; leave --stale out.")

@@ -211,6 +211,7 @@ def environment(settings: Settings) -> Mapping[str, str]:
         "LACHESIS_ARTIFACTS": _absolute(settings.artifacts),
         "LACHESIS_POSTGRES": str(settings.postgres_version),
         "LACHESIS_ROLE_PREFIX": settings.role_prefix,
+        "LACHESIS_ENCODERS": settings.encoders,
         **{f"LACHESIS_ROOT_{name.upper()}": str(path.absolute()) for name, path in settings.roots.items()},
     }
     return {name: value for name, value in named.items() if value}

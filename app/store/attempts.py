@@ -146,6 +146,28 @@ def encoder_is_served(connection: Connection, encoder: str, fresh_seconds: float
     return bool(_run(connection, statement, encoder=encoder, fresh=fresh_seconds).scalar())
 
 
+def encoders_seen(connection: Connection, fresh_seconds: float = 30.0) -> list[dict[str, Any]]:
+    """Encoders that workers said they have: name, width (of a checkpoint, where there is one), living workers."""
+    statement = """
+    SELECT e.name, (SELECT max(c.width) FROM model.checkpoint c WHERE c.encoder = e.name) AS width,
+        count(*) FILTER (WHERE w.stopped_at IS NULL
+                         AND w.heartbeat_at > clock_timestamp() - make_interval(secs => :fresh)) AS workers
+    FROM ops.worker w CROSS JOIN LATERAL unnest(w.encoders) e(name) GROUP BY 1 ORDER BY 1
+    """
+    return [dict(row) for row in _run(connection, statement, fresh=fresh_seconds).mappings()]
+
+
+def encoders_by_worker(connection: Connection, queue: str, most: int = 4, fresh_seconds: float = 30.0) -> list[str]:
+    """Living workers of a queue and the encoders of each, in words."""
+    statement = """
+    SELECT worker_id, coalesce(array_to_string(encoders, ', '), 'unknown') AS has FROM ops.worker
+    WHERE :queue = ANY(queues) AND stopped_at IS NULL
+      AND heartbeat_at > clock_timestamp() - make_interval(secs => :fresh) ORDER BY started_at DESC LIMIT :most
+    """
+    rows = _run(connection, statement, queue=queue, fresh=fresh_seconds, most=most)
+    return [f"{row.worker_id.rpartition(':')[0]} ({row.has})" for row in rows]
+
+
 def queue_is_served(connection: Connection, queue: str, fresh_seconds: float = 30.0) -> bool:
     """True if a worker that serves this queue gave a sign of life lately."""
     statement = """
