@@ -32,6 +32,7 @@ QUEUE_OF = {
     "embed": "gpu",
     "evaluate": "eval",
     "report": "eval",
+    "slices": "eval",
 }
 """Which workers may claim a kind of job."""
 

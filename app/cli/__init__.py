@@ -38,6 +38,7 @@ def _register() -> None:
         promote,
         remove,
         servers,
+        similar,
         stages,
     )
 
@@ -45,6 +46,7 @@ def _register() -> None:
         load,
         stages,
         look,
+        similar,
         plot,
         concepts,
         check,

@@ -195,37 +195,7 @@ def show(
         print(f"lachesis: {shown:,} of {total:,} shown; --limit {total} or --csv shows all.", file=sys.stderr)
 
 
-def similar(
-    image: Annotated[int, typer.Argument(help="image_occurrence_id of a scan.")],
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint whose embeddings to compare: name or id.")],
-    k: Annotated[int, typer.Option(help="Neighbours.", min=1, max=1000)] = 10,
-    as_json: AsJson = False,
-) -> None:
-    """The scans nearest to one, by cosine distance of their embeddings.
-
-    Examples:
-      lachesis similar 17 --checkpoint tiny-tte
-      lachesis similar 17 --checkpoint 3 -k 25 --json
-    """
-    from sqlalchemy import text
-    from sqlalchemy.exc import DBAPIError
-
-    statement = text("SELECT * FROM model.neighbours(:image, :checkpoint, :k)")
-    with connect().connect() as connection:
-        try:
-            rows = [
-                dict(r)
-                for r in connection.execute(statement, {"image": image, "checkpoint": checkpoint, "k": k}).mappings()
-            ]
-        except DBAPIError as error:
-            raise InputError(str(error.orig).splitlines()[0]) from None
-    if as_json:
-        typer.echo(jsonlib.dumps({"rows": rows}, default=str))
-    else:
-        print_table(rows)
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands that look."""
-    for command in (ls, show, similar):
+    for command in (ls, show):
         app.command()(command)

@@ -142,6 +142,9 @@ class EmbeddingSet(Base):
     mean: Mapped[list[float]] = column("Train mean of the raw embeddings", ARRAY(Float))
     sd: Mapped[list[float]] = column("Train standard deviation", ARRAY(Float))
     num_scans: Mapped[int] = column("Scans embedded", Integer)
+    recall: Mapped[float | None] = column(
+        "Share of the ten exactly nearest scans that the index finds, on some scans; null without an index", Float
+    )
     num_failed: Mapped[int] = column("Scans that could not be read", Integer)
     shared_volumes: Mapped[int] = column("Scans whose content equals another person's scan", Integer)
     created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)

@@ -230,12 +230,15 @@ def read_members(connection: Connection, cohort_id: int) -> Members:
 _SCANS = """
 SELECT DISTINCT i.image_occurrence_id, i.person_id, i.format, i.root, i.path, i.image_key,
        i.details -> 'files' AS files, s.details -> 'roots' ->> i.root AS folder
-FROM label.cohort_member m
-JOIN omop.image_occurrence i USING (image_occurrence_id)
+FROM omop.image_occurrence i
 JOIN ops.load l ON l.load_id = i.load_id
 JOIN ops.source s USING (source_id)
-WHERE m.cohort_id = :cohort_id ORDER BY i.image_occurrence_id
+WHERE i.image_occurrence_id {which} ORDER BY i.image_occurrence_id
 """
+_OF_COHORT = _SCANS.format(
+    which="IN (SELECT image_occurrence_id FROM label.cohort_member WHERE cohort_id = :cohort_id)"
+)
+_SOME = _SCANS.format(which="= ANY(:images)")
 
 
 def read_scans(connection: Connection, settings: Settings, cohort_id: int) -> list[Scan]:
@@ -247,10 +250,19 @@ def read_scans(connection: Connection, settings: Settings, cohort_id: int) -> li
         StoreError: this host does not know where a root is.
         InputError: a path leads out of its root.
     """
+    return _scans(connection, settings, _OF_COHORT, {"cohort_id": cohort_id})
+
+
+def read_some_scans(connection: Connection, settings: Settings, images: Sequence[int]) -> list[Scan]:
+    """Where some scans are, by ascending image_occurrence_id; raises as `read_scans` does."""
+    return _scans(connection, settings, _SOME, {"images": list(images)})
+
+
+def _scans(connection: Connection, settings: Settings, statement: str, values: dict[str, Any]) -> list[Scan]:
     from sqlalchemy import text
 
     scans = []
-    for row in connection.execute(text(_SCANS), {"cohort_id": cohort_id}).mappings():
+    for row in connection.execute(text(statement), values).mappings():
         folder = settings.roots.get(row["root"].lower()) or row["folder"]
         if folder is None:
             raise StoreError(

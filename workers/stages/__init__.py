@@ -25,10 +25,11 @@ STAGES: dict[str, str] = {
     "embed": "workers.stages.embed",
     "evaluate": "workers.stages.evaluate",
     "report": "workers.stages.report",
+    "slices": "workers.stages.slices",
 }
 """`module` (its function has the stage's name) or `module:function`."""
 
-CHILD_KINDS = {"pretrain", "embed", "evaluate"}
+CHILD_KINDS = {"pretrain", "embed", "evaluate", "slices"}
 """Kinds that use torch or a device: each attempt is a process of its own, whose death takes no worker with it."""
 
 

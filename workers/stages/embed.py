@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app.errors import InputError
+from app.errors import InputError, StoreError
 from app.store import artifacts, names
 from app.store.work import Work
 from workers.bridge import TRAIN, Members, Scan, read_members, read_scans
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from ml.checkpoint import Trained
 
 
+KEY = ("checkpoint_id", "cohort_id")
+JUDGED, LEAST_RECALL = 20, 0.99
+"""Scans by which an index is judged, and the recall below which that is said."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vectors:
     """Standardised embeddings of N scans, by ascending image_occurrence_id."""
@@ -29,10 +35,14 @@ class Vectors:
     embedding: NDArray[np.float32]
     mean: NDArray[np.float64]
     sd: NDArray[np.float64]
+    num_new: int
+    """Distinct volumes that were embedded now."""
 
 
 def embed(work: Work) -> dict[str, Any]:
     """Embed the scans of `args["cohort"]` by `args["checkpoint"]`; a complete earlier embedding is left as it is.
+
+    Volumes that the checkpoint embedded before, for this cohort or another, are not embedded again.
 
     Equal volumes are embedded once. Scans that cannot be read are counted and left out. A checkpoint whose volumes were
     permuted among persons embeds them permuted in the same way.
@@ -55,7 +65,7 @@ def embed(work: Work) -> dict[str, Any]:
     volumes = prepare(work, trained.recipe, scans)
     if checkpoint.shuffled:
         volumes = volumes.permuted(permuted_images(members, checkpoint.seed))
-    vectors = _vectors(work, trained, volumes, members)
+    vectors = _vectors(work, trained, volumes, members, _kept(work, checkpoint, trained))
     shared = _shared(scans, volumes)
     file = _write(work.folder / "embedding.safetensors", vectors, volumes)
     path, sha256 = artifacts.publish(work.settings, file, "embeddings")
@@ -73,7 +83,7 @@ def embed(work: Work) -> dict[str, Any]:
         "job_id": work.job_id,
     }
     work.progress(0, None, "", "writing embeddings")
-    indexed = _store(work, checkpoint.width, row, vectors)
+    indexed, recall = _store(work, checkpoint.width, row, vectors)
     counts = {key: row[key] for key in ("checkpoint_id", "cohort_id", "num_scans", "shared_volumes")}
     distinct = len({cached.content_sha256 for cached in volumes.cached.values()})
     return {
@@ -81,7 +91,9 @@ def embed(work: Work) -> dict[str, Any]:
         "name": checkpoint.name,
         "distinct_volumes": distinct,
         "width": checkpoint.width,
+        "newly_embedded": vectors.num_new,
         "indexed": indexed,
+        "recall": recall,
         "unchanged": False,
         **volumes.failures(),
     }
@@ -124,8 +136,13 @@ def _load(work: Work, checkpoint: artifacts.Checkpoint) -> Trained:
     return trained
 
 
-def _vectors(work: Work, trained: Trained, volumes: ScanVolumes, members: Members) -> Vectors:
-    """Embed each distinct content once, spread it over its scans, standardise by the train mean and SD."""
+def _vectors(
+    work: Work, trained: Trained, volumes: ScanVolumes, members: Members, kept: Mapping[str, NDArray[np.float32]]
+) -> Vectors:
+    """Embed each distinct content once, spread it over its scans, standardise by the train mean and SD.
+
+    Contents of `kept` have their standardised vectors from an earlier embedding by this checkpoint.
+    """
     from ml.embed import embed as embed_volumes
     from ml.embed import standardise, statistics
 
@@ -134,20 +151,44 @@ def _vectors(work: Work, trained: Trained, volumes: ScanVolumes, members: Member
     first: dict[str, int] = {}
     for image, content in zip(images.tolist(), contents, strict=True):
         first.setdefault(content, image)
-    place = {content: position for position, content in enumerate(first)}
+    new = {content: image for content, image in first.items() if content not in kept}
     raw = embed_volumes(
         trained.encoder,
         trained.recipe,
         volumes.read,
-        list(first.values()),
+        list(new.values()),
         lambda done, total: work.progress(done, total, "volume", "embedding"),
-    )[[place[content] for content in contents]]
+    )
+    place = {content: position for position, content in enumerate(new)}
     if trained.mean is not None and trained.sd is not None:
         mean, sd = trained.mean.double().numpy(), trained.sd.double().numpy()
-    else:  # a stop on the way keeps no statistics
+    else:  # a stop on the way keeps no statistics, and nothing of it is taken over
         train = np.isin(images, members.image[members.eligible & (members.split == TRAIN)])
-        mean, sd = statistics(raw[train] if train.any() else raw)
-    return Vectors(images=images, embedding=standardise(raw, mean, sd), mean=mean, sd=sd)
+        mean, sd = statistics(raw[[place[c] for c, is_train in zip(contents, train, strict=True) if is_train]]
+                              if train.any() else raw)  # fmt: skip
+    made = standardise(raw, mean, sd)
+    embedding = np.stack([made[place[content]] if content in place else kept[content] for content in contents])
+    return Vectors(images=images, embedding=embedding, mean=mean, sd=sd, num_new=len(new))
+
+
+def _kept(work: Work, checkpoint: artifacts.Checkpoint, trained: Trained) -> dict[str, NDArray[np.float32]]:
+    """Content → vector of what this checkpoint has embedded for any cohort, where its files are intact."""
+    from safetensors.numpy import load_file
+
+    if trained.mean is None:
+        return {}
+    with work.connect() as connection:
+        files = artifacts.embedded_files(connection, checkpoint.checkpoint_id)
+    found: dict[str, NDArray[np.float32]] = {}
+    for path, sha256 in files:
+        try:
+            tensors = load_file(artifacts.fetch(work.settings, path, sha256))
+        except (StoreError, OSError):
+            continue
+        if "content" in tensors:
+            digests = (bytes(row).hex() for row in tensors["content"])
+            found = dict(zip(digests, tensors["embedding"], strict=True)) | found
+    return found
 
 
 def _shared(scans: list[Scan], volumes: ScanVolumes) -> int:
@@ -166,6 +207,7 @@ def _write(file: Path, vectors: Vectors, volumes: ScanVolumes) -> Path:
     tensors = {
         "image_occurrence_id": vectors.images,
         "embedding": vectors.embedding,
+        "content": np.array([list(bytes.fromhex(c.content_sha256)) for c in cached], np.uint8),
         "mean": vectors.mean,
         "sd": vectors.sd,
         "voxel_stats": np.array([(c.mean_hu, c.sd_hu) for c in cached], np.float32),
@@ -176,20 +218,27 @@ def _write(file: Path, vectors: Vectors, volumes: ScanVolumes) -> Path:
     return file
 
 
-def _store(work: Work, width: int, row: dict[str, Any], vectors: Vectors) -> bool:
-    """Vectors, index and the row of the set in one transaction; False where vectors are too long for an index."""
+def _store(work: Work, width: int, row: dict[str, Any], vectors: Vectors) -> tuple[bool, float | None]:
+    """Vectors, index and the row of the set in one transaction; whether there is an index, and its recall."""
     from sqlalchemy import text
     from sqlalchemy.dialects.postgresql import insert
 
     from app.schema.model import EmbeddingSet
 
     checkpoint = {"c": row["checkpoint_id"], "w": width}
-    statement = insert(EmbeddingSet).values(**row)
-    newer: dict[str, Any] = {key: statement.excluded[key] for key in row if key not in ("checkpoint_id", "cohort_id")}
     with work.transaction() as connection:
         connection.execute(text("SELECT model.add_embedding_partition(:c, :w)"), checkpoint)
         artifacts.replace_embeddings(connection, row["checkpoint_id"], vectors.images, vectors.embedding)
-        indexed = connection.execute(text("SELECT model.index_embedding_partition(:c)"), checkpoint).scalar_one()
-        newer["created_at"] = text("clock_timestamp()")
-        connection.execute(statement.on_conflict_do_update(index_elements=["checkpoint_id", "cohort_id"], set_=newer))
-    return bool(indexed)
+        indexed = bool(connection.execute(text("SELECT model.index_embedding_partition(:c)"), checkpoint).scalar_one())
+        some = np.random.default_rng(0).permutation(vectors.images)[:JUDGED]
+        recall = artifacts.measure_recall(connection, row["checkpoint_id"], some.tolist()) if indexed else None
+        statement = insert(EmbeddingSet).values(**row, recall=recall)
+        newer: dict[str, Any] = {key: statement.excluded[key] for key in row if key not in KEY}
+        newer |= {"recall": statement.excluded.recall, "created_at": text("clock_timestamp()")}
+        connection.execute(statement.on_conflict_do_update(index_elements=list(KEY), set_=newer))
+    if recall is not None and recall < LEAST_RECALL:
+        work.log(
+            f"The index finds {recall:.1%} of the nearest scans, fewer than {LEAST_RECALL:.0%}: search by "
+            "`SET hnsw.ef_search = 1000` and model.neighbours_sql, or among fewer scans, which is exact."
+        )
+    return indexed, recall
