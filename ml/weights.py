@@ -110,6 +110,7 @@ def declared(file: Path) -> dict[str, Any]:
     """
     from safetensors import safe_open
 
+    check_header(file)
     recipe = facts(file).get("recipe")
     if recipe:
         return {key: recipe[key] for key in DECLARED if key in recipe}
@@ -140,6 +141,9 @@ def take_declared(recipe: Recipe, file: Path, given: Mapping[str, Any]) -> Recip
         ValueError: a chosen setting differs from what the file declares.
     """
     says = {**recipe.to_dict(), **declared(file)}
+    if "clip_hu" not in given:  # cached volumes have to keep what the encoder sees
+        ends = (says["clip_hu"], says["window_hu"])
+        says["clip_hu"] = [min(low for low, _ in ends), max(high for _, high in ends)]
     settled = from_dict(says)
     for key in DECLARED:
         if key in given and getattr(settled, key) != getattr(recipe, key):
@@ -246,12 +250,16 @@ def _refuse(
     )
 
 
-def inspect_weights(recipe: Recipe, file: Path) -> Match:
-    """What would be loaded from a file, by its header alone. Raises ValueError as `load_weights` does."""
-    found = check_header(file)
+def try_encoder(recipe: Recipe, file: Path | None = None) -> Match | None:
+    """Build an encoder and see what would be loaded from a file, by its header alone, ahead of hours of other work.
+
+    Raises:
+        ValueError: as `build_encoder` and `load_weights` do.
+    """
+    found = {} if file is None else check_header(file)
     with torch.random.fork_rng(devices=[]):
-        encoder = build_encoder(recipe, has_statistics=has_statistics(file))
-    return match(recipe, encoder, found)
+        encoder = build_encoder(recipe, has_statistics=file is not None and has_statistics(file))
+    return None if file is None else match(recipe, encoder, found)
 
 
 # --- loading --------------------------------------------------------------------------------------------------------

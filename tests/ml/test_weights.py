@@ -146,7 +146,7 @@ def test_older_names_of_densenet_and_those_of_monai_in_3d_are_understood(tmp_pat
 def test_statistics_are_left_out_and_told_where_groups_are_wanted(tmp_path: Path) -> None:
     _, state = flat_resnet("basic", [2, 2, 2, 2])
     recipe = read_recipe("resnet18", {"norm": "group"})
-    matched = weights.inspect_weights(recipe, write(tmp_path / "w.safetensors", state))
+    matched = weights.try_encoder(recipe, write(tmp_path / "w.safetensors", state))
     assert len(matched.left["statistics that norm=group has no use for"]) == 3 * 20
     assert "left in the file: the classifier (fc.bias, fc.weight)" in str(matched)
 
@@ -217,7 +217,7 @@ def test_a_decoder_is_loaded_where_the_file_has_one_and_begins_anew_where_not(tm
         encoder.state_dict()["body.net.encoder1.layer.conv1.conv.weight"].clone(),
         state["encoder1.layer.conv1.conv.weight"],
     )
-    bare = weights.inspect_weights(recipe, write(tmp_path / "b.safetensors", as_bare_transformer(state)))
+    bare = weights.try_encoder(recipe, write(tmp_path / "b.safetensors", as_bare_transformer(state)))
     assert len(bare.anew) == 33
     assert all(name.startswith(("body.net.", "body.out.")) and "swinViT" not in name for name in bare.anew)
 
@@ -231,7 +231,7 @@ def test_every_tensor_that_does_not_fit_is_named_in_one_error(tmp_path: Path) ->
     state["layer9.weight"] = state.pop("layer2.0.bn1.weight")
     del state["bn1.bias"]
     with pytest.raises(ValueError) as error:
-        weights.inspect_weights(read_recipe("resnet18"), write(tmp_path / "w.safetensors", state))
+        weights.try_encoder(read_recipe("resnet18"), write(tmp_path / "w.safetensors", state))
     told = str(error.value)
     assert "without a place: layer9.weight" in told
     assert "layer1.0.conv1.weight [64, 64, 5, 5] instead of [64, 64, 3, 3, 3]" in told
@@ -242,7 +242,7 @@ def test_every_tensor_that_does_not_fit_is_named_in_one_error(tmp_path: Path) ->
 def test_weights_of_another_encoder_are_one_short_error(tmp_path: Path) -> None:
     _, state = flat_densenet()
     with pytest.raises(ValueError, match=r"Expected weights of the encoder tiny, found none among 727 tensors"):
-        weights.inspect_weights(read_recipe("tiny"), write(tmp_path / "w.safetensors", state))
+        weights.try_encoder(read_recipe("tiny"), write(tmp_path / "w.safetensors", state))
 
 
 def test_pickles_parts_of_files_and_bloated_headers_are_refused_before_they_are_read(tmp_path: Path) -> None:
@@ -250,19 +250,19 @@ def test_pickles_parts_of_files_and_bloated_headers_are_refused_before_they_are_
     pickle = tmp_path / "w.pth"
     torch.save({"w": torch.ones(1)}, pickle)
     with pytest.raises(ValueError, match=r"as \.safetensors, got \.pth: such files are pickles"):
-        weights.inspect_weights(recipe, pickle)
+        weights.try_encoder(recipe, pickle)
     renamed = tmp_path / "renamed.safetensors"
     renamed.write_bytes(pickle.read_bytes())
     with pytest.raises(ValueError, match="a file of another kind"):
-        weights.inspect_weights(recipe, renamed)
+        weights.try_encoder(recipe, renamed)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(write(tmp_path / "w.safetensors", {"w": torch.ones(999)}).read_bytes()[:200])
     with pytest.raises(ValueError, match="Expected a safetensors file"):
-        weights.inspect_weights(recipe, cut)
+        weights.try_encoder(recipe, cut)
     bloated = tmp_path / "bloated.safetensors"
     bloated.write_bytes(struct.pack("<Q", 90 << 20) + b"{}")
     with pytest.raises(ValueError, match=r"header of 33,554,432 bytes at the most"):
-        weights.inspect_weights(recipe, bloated)
+        weights.try_encoder(recipe, bloated)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -307,6 +307,7 @@ def test_a_recipe_takes_the_window_that_weights_declare_unless_another_was_chose
     recipe = read_recipe("tiny")
     settled = weights.take_declared(recipe, file, {})
     assert (settled.window_hu, settled.scale_hu, settled.centre_hu) == ((-600.0, 1500.0), 700.0, recipe.centre_hu)
+    assert settled.clip_hu == (-1000.0, 1500.0), "cached volumes keep what the encoder sees"
     chosen = read_recipe("tiny", {"window_hu": "-600,1500"})
     assert weights.take_declared(chosen, file, {"window_hu": ""}) == settled
     with pytest.raises(ValueError, match="window_hu=-600,1500, which the weights were trained with, got -1000,200"):

@@ -129,7 +129,7 @@ def _plan(work: Work) -> Plan:
         labels, members = read_labels(connection, info), read_members(connection, info.cohort_id)
         scans = read_scans(connection, work.settings, info.cohort_id)
         weights, parent_id = _weights(connection, work, recipe.weights)
-    recipe, loaded = (recipe, None) if weights is None else _fit(work, recipe, weights)
+    recipe, loaded = _fit(work, recipe, weights)
     if not np.array_equal(labels.member, members.member):
         raise InputError(
             f"Expected labels for each member of the cohort {info.cohort!r}, found other members in {info.name!r}; "
@@ -238,22 +238,24 @@ def _weights(connection: Any, work: Work, given: str) -> tuple[Path | None, int 
     return artifacts.fetch(work.settings, parent.path, parent.sha256), parent.checkpoint_id
 
 
-def _fit(work: Work, recipe: Recipe, weights: Path) -> tuple[Recipe, dict[str, Any]]:
+def _fit(work: Work, recipe: Recipe, weights: Path | None) -> tuple[Recipe, dict[str, Any] | None]:
     """The recipe with the input that the weights were trained on, and what of them will be loaded; both are logged.
 
     Raises:
-        InputError: weights that do not fit the encoder, or another window chosen for them; told ahead of hours of work.
+        InputError: no such encoder, or weights that do not fit it; told ahead of hours of work.
     """
-    from ml.weights import inspect_weights, take_declared
+    from ml.weights import take_declared, try_encoder
 
     try:
-        settled = take_declared(recipe, weights, work.args.get("set") or {})
-        matched = inspect_weights(settled, weights)
+        settled = recipe if weights is None else take_declared(recipe, weights, work.args.get("set") or {})
+        matched = try_encoder(settled, weights)
     except ValueError as error:
         raise InputError(str(error)) from None
     taken = [key for key, value in settled.to_dict().items() if recipe.to_dict()[key] != value]
     if taken:
         work.log(f"taken from the weights: {', '.join(f'{key}={getattr(settled, key)}' for key in taken)}")
+    if matched is None:
+        return settled, None
     work.log(str(matched))
     return settled, matched.to_dict()
 
