@@ -52,7 +52,7 @@ def _grid(recipe: Recipe, chance: NDArray[np.float64]) -> NDArray[np.float64]:
     zoom = (1 + recipe.zoom) ** chance[1]
     turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]) / zoom
     half = np.array(recipe.shape_zyx[::-1]) / 2
-    shift = recipe.shift_mm / recipe.spacing_mm * chance[2:5]
+    shift = recipe.shift_mm / np.array(recipe.spacing_zyx[::-1]) * chance[2:5]
     return np.column_stack([turn * half[None, :] / half[:, None], shift / half])
 
 
@@ -66,7 +66,7 @@ def apply(voxels_BZYX: Tensor, batch: Mapping[str, Tensor], recipe: Recipe) -> T
         voxels_BZYX = torch.where(flip.view(-1, 1, 1, 1), voxels_BZYX.flip(3), voxels_BZYX)
     grid = batch.get(f"{PREFIX}grid")
     if grid is not None:
-        air = recipe.clip_hu[0]
+        air = recipe.clip_hu[0] if recipe.scaling == "window" else 0.0
         size = (len(voxels_BZYX), 1, *voxels_BZYX.shape[1:])
         places = torch.nn.functional.affine_grid(grid, list(size), align_corners=False)
         above = (voxels_BZYX.float() - air).unsqueeze(1)

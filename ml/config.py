@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml.registry import find, hint
+from ml.volumes import CENTRES, GRIDS, SCALINGS
 
 OUTPUTS = ("bottleneck", "decoder")
 NORMS = ("auto", "group", "frozen", "batch")
@@ -27,7 +28,7 @@ SMALLEST_RISK_SET = 8
 LARGE = 1e9
 RANGES = (
     (("epochs", "batch", "accumulate", "pieces", "rank"), 1, LARGE, "1 or more"),
-    (("learning_rate", "spacing_mm", "scale_hu"), 1e-12, LARGE, "more than 0"),
+    (("learning_rate", "scale_hu"), 1e-12, LARGE, "more than 0"),
     (("flip_x", "warm_up", "momentum"), 0, 1, "0 to 1"),
     (("ema", "zoom"), 0, 0.99999, "0 or more, and less than 1"),
     (("rotate_degrees",), 0, 180, "0 to 180"),
@@ -55,7 +56,14 @@ class Recipe:
     auto is frozen where weights are given, else group."""
 
     shape_zyx: tuple[int, ...] = (160, 192, 192)
-    spacing_mm: float = 2.0
+    spacing_mm: tuple[float, ...] = (2.0,)
+    """Of the grid: one number for all axes, or three (Z, Y, X)."""
+    centre: str = "body"
+    """Where the grid is centred: body, lung, mask (NAME.mask.nii.gz beside the scan) or middle (of the scan)."""
+    grid: str = "spacing"
+    """spacing: RAS, at spacing_mm around the centre; stretch: the stored axes over the whole shape, as they lie."""
+    scaling: str = "window"
+    """window: HU, clipped, centred and scaled as below; minmax: each scan's own range becomes 0 to 1."""
     clip_hu: tuple[float, ...] = (-1000.0, 1000.0)
     """What the cached volumes keep."""
     window_hu: tuple[float, ...] = (-1000.0, 1000.0)
@@ -125,6 +133,11 @@ class Recipe:
     """Non-affine standardisation of the embedding ahead of the head."""
     momentum: float = 0.05
     """Of its running statistics."""
+
+    @property
+    def spacing_zyx(self) -> tuple[float, float, float]:
+        z, y, x = self.spacing_mm * 3 if len(self.spacing_mm) == 1 else self.spacing_mm
+        return z, y, x
 
     @property
     def volumes_per_step(self) -> int:
@@ -199,6 +212,8 @@ def _truth(text: str) -> bool:
 def _typed(key: str, value: Any) -> Any:
     """`value` as the field's type; JSON and TOML know lists, not tuples, and 2 for 2.0."""
     kind = str(FIELDS[key].type)
+    if kind == "tuple[float, ...]" and _is_number(value, float):
+        return (float(value),)
     if kind.startswith("tuple["):
         number = int if "int" in kind else float
         if isinstance(value, list | tuple) and all(_is_number(v, number) for v in value):
@@ -224,6 +239,9 @@ def _check(recipe: Recipe) -> None:
     for key, known in (
         ("norm", NORMS),
         ("output", OUTPUTS),
+        ("centre", CENTRES),
+        ("grid", GRIDS),
+        ("scaling", SCALINGS),
         ("schedule", SCHEDULES),
         ("select", SELECTIONS),
         ("watch", WATCHED),
@@ -242,6 +260,12 @@ def _check(recipe: Recipe) -> None:
                 raise ValueError(f"Expected {words} for {key}, got {getattr(recipe, key)!r}.")
     if len(recipe.shape_zyx) != 3 or min(recipe.shape_zyx) < 8:
         raise ValueError(f"Expected three sizes of 8 voxels or more for shape_zyx, got {list(recipe.shape_zyx)}.")
+    if len(recipe.spacing_mm) not in (1, 3) or not all(0 < mm <= LARGE for mm in recipe.spacing_mm):
+        raise ValueError(f"Expected one or three spacings above 0 for spacing_mm, got {list(recipe.spacing_mm)}.")
+    if recipe.scaling == "minmax" and (recipe.offset_hu or recipe.noise_hu):
+        raise ValueError(
+            "Expected offset_hu and noise_hu of 0 for scaling=minmax, whose volumes have no HU; set them to 0."
+        )
     for key in ("clip_hu", "window_hu"):
         low_high = getattr(recipe, key)
         if len(low_high) != 2 or not low_high[0] < low_high[1]:

@@ -32,12 +32,20 @@ UNEVEN = 0.01
 AIR = -1000
 LEAST_SPACING_MM, MOST_SPACING_MM = 0.02, 100.0
 """Other spacings are those of a damaged header, or in another unit than it says."""
-MOST_VOXELS = 2**31
+MOST_VOXELS = 2**30
 """More are a damaged header, or an attack on the memory."""
+MOST_FRAMES = 65_536
+HIGHEST_RATIO, FREE_BYTES = 200, 64 << 20
+"""A file that unpacks to more than FREE_BYTES is not as much smaller; scans come to half or a fifth of their size."""
+COMPRESSED = (".gz", ".bz2", ".zst")
 
 
 class Unreadable(ValueError):
     """A scan that cannot be read as a CT volume; one sentence that names no file and no value of its header."""
+
+
+class Gone(Unreadable):
+    """A scan that is not at its place, or changed while it was read; another try may find it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +93,41 @@ def decode(path: Path, format: str, files: Sequence[Path] = ()) -> Decoded:
         Unreadable: it is no CT volume, is damaged, or needs a decoder that is not installed.
     """
     if not path.exists():
-        raise Unreadable(f"Expected a scan ({format}), found none at its place; check the root folder.")
+        raise Gone(f"Expected a scan ({format}), found none at its place; check the root folder.")
+    if not (path.is_file() or path.is_dir()):  # opening a pipe would wait for ever
+        raise Unreadable(f"Expected a {format} file or folder, found a thing of another kind; check its path.")
     try:
         return decode_nifti(path) if format == "nifti" else decode_dicom(path, files)
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
+    except FileNotFoundError:
+        raise Gone(
+            f"Expected all files of a scan ({format}), one went away while it was read; check the root."
+        ) from None
+    except OSError as error:
+        if error.errno is not None:  # of the disk or the network, not of what the file holds
+            raise
+        raise Unreadable(
+            f"Expected a readable {format} scan, got one that fails with {type(error).__name__}."
+        ) from error
     except Exception as error:  # a damaged file makes the libraries raise almost anything, with its values in the text
         raise Unreadable(
             f"Expected a readable {format} scan, got one that fails with {type(error).__name__}."
         ) from error
 
 
-def decode_nifti(path: Path) -> Decoded:
-    """One NIfTI file: the header's slope and intercept applied once, its sform (else qform) as affine."""
+def decode_nifti(path: Path, *, is_mask: bool = False) -> Decoded:
+    """One NIfTI file: the header's slope and intercept applied once, its sform (else qform) as affine.
+
+    A mask may have one byte a voxel; a scan may not, unless the header scales it.
+    """
     import nibabel
 
     image: Any = nibabel.load(path)
     header, proxy = image.header, image.dataobj
     shape = tuple(n for axis, n in enumerate(image.shape) if axis < 3 or n != 1)
-    _check_nifti(header, proxy, shape)
+    _check_nifti(header, proxy, shape, is_mask)
+    _check_ratio(path, proxy, shape)
     if header["sform_code"] <= 0 and not _has_spacing(image):
         raise Unreadable("Expected a spacing along each axis, got zero in the header; convert the scan again.")
     stored = proxy.slope == 1 and proxy.inter == 0
@@ -126,7 +150,7 @@ def _has_spacing(image: Any) -> bool:
     return bool((stored["pixdim"][1:4] != 0).all())
 
 
-def _check_nifti(header: Any, proxy: Any, shape: tuple[int, ...]) -> None:
+def _check_nifti(header: Any, proxy: Any, shape: tuple[int, ...], is_mask: bool) -> None:
     if math.prod(shape) > MOST_VOXELS:
         raise Unreadable(f"Expected a CT volume, got {math.prod(shape):,} voxels in the header; is the file damaged?")
     if len(shape) != 3:
@@ -136,8 +160,18 @@ def _check_nifti(header: Any, proxy: Any, shape: tuple[int, ...]) -> None:
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise Unreadable(f"Expected one number a voxel, got values of type {dtype}.")
-    if dtype.itemsize == 1 and (proxy.slope, proxy.inter) == (1, 0):
+    if dtype.itemsize == 1 and not is_mask and (proxy.slope, proxy.inter) == (1, 0):
         raise Unreadable("Expected Hounsfield units, got 8-bit values without a rescale; convert the scan again.")
+
+
+def _check_ratio(path: Path, proxy: Any, shape: tuple[int, ...]) -> None:
+    """Refuse, before anything is unpacked, a small compressed file whose header asks for very much."""
+    wanted = math.prod(shape) * proxy.dtype.itemsize + max(0, int(proxy.offset))
+    if path.suffix in COMPRESSED and wanted > max(FREE_BYTES, HIGHEST_RATIO * path.stat().st_size):
+        raise Unreadable(
+            f"Expected a compressed scan that unpacks to at most {HIGHEST_RATIO} times its size, got one whose header "
+            f"asks for {wanted / 1e9:.2f} GB; is the file damaged?"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +268,13 @@ def _read_header(file: Path) -> list[_Slice]:
         if (ds.get("Modality") or "CT") != "CT":
             return []
         frames = int(ds.get("NumberOfFrames") or 1)
+        if not 0 < frames <= MOST_FRAMES:
+            return []
         if frames > 1 or "PerFrameFunctionalGroupsSequence" in ds:
             return [_slice(file, ds, _frame_groups(ds, k), k) for k in range(frames)]
         return [_slice(file, ds, ds, None)]
+    except (FileNotFoundError, MemoryError):
+        raise
     except Exception:  # not DICOM, not an image, or damaged in one of many ways
         return []
 
@@ -336,6 +374,8 @@ def _pixels(file: Path) -> NDArray[Any]:
     syntax = getattr(getattr(dataset.file_meta, "TransferSyntaxUID", None), "name", "no transfer syntax")
     try:
         pixels: NDArray[Any] = dataset.pixel_array
+    except MemoryError:
+        raise
     except Exception as error:  # decoders of many libraries raise whatever they please
         raise Unreadable(
             f"Expected pixel data that can be decoded ({syntax}), got {type(error).__name__}; "

@@ -15,6 +15,7 @@ from torch import Tensor
 from ml.config import Recipe
 from ml.data import prefetch
 from ml.encoders import Encoder
+from ml.volumes import WHOLE
 
 HALF_MAX = 65504.0
 """The largest number a half holds; pgvector's halfvec refuses more."""
@@ -31,9 +32,12 @@ def place(encoder: Encoder, device: torch.device) -> Encoder:
 
 
 def to_input(voxels_BZYX: Tensor, recipe: Recipe) -> Tensor:
-    """(B, 1, Z, Y, X) float32 as the encoder sees it: HU clamped to the recipe's window, centred and scaled."""
-    low, high = recipe.window_hu
-    scaled_BZYX = (voxels_BZYX.float().clamp_(low, high) - recipe.centre_hu) / recipe.scale_hu
+    """(B, 1, Z, Y, X) float32 as the encoder sees it: HU clamped to the recipe's window, centred, scaled; or 0 to 1."""
+    if recipe.scaling == "minmax":
+        scaled_BZYX = voxels_BZYX.float() / WHOLE
+    else:
+        low, high = recipe.window_hu
+        scaled_BZYX = (voxels_BZYX.float().clamp_(low, high) - recipe.centre_hu) / recipe.scale_hu
     return scaled_BZYX.unsqueeze(1).contiguous(memory_format=torch.channels_last_3d)
 
 

@@ -14,7 +14,8 @@ from app.errors import InputError
 from app.loading.images_header import REASONS
 from app.store import artifacts
 from app.store.unreadable import clear_unreadable, mark_unreadable
-from ml.data import Cached, Source, VolumeCache, permuted_among, volume_recipe
+from ml.data import permuted_among
+from ml.volume_cache import Cached, Source, VolumeCache, volume_recipe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,8 +125,8 @@ def _note_unreadable(work: Work, volumes: ScanVolumes, scans: Sequence[Scan]) ->
 
 
 def _may_pass(why: str) -> bool:
-    """Whether the host rather than the scan may be at fault: too little memory, which also ends a decoder."""
-    return "MemoryError" in why or "crashed" in why
+    """Whether the host may be at fault, not the scan: a slow disk, or too little memory, which ends a decoder."""
+    return "took longer" in why or "crashed" in why
 
 
 def _is_there(scan: Scan) -> bool:

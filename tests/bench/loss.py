@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ml.config import Recipe
-from ml.data import cores
 from ml.labelling import DAY_SECONDS, LabelArrays
 from ml.objectives import OverPieces
 from ml.targets import outcomes
 from ml.tte_targets import TteTargets
+from ml.volume_cache import cores
 from tests.bench import Row, median_ratio
 from tests.ml.arrays import label_arrays
 from tests.reference import dense_losses

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from ml.config import Recipe, read_recipe
-from ml.data import Cached, Source, VolumeCache, cores, prefetch, volume_recipe
+from ml.data import prefetch
 from ml.embed import autocast, pick_device, place
 from ml.encoders import build_encoder
 from ml.pretrain import take_step
 from ml.training import Data, Training
 from ml.tte_targets import TteTargets
+from ml.volume_cache import Cached, Source, VolumeCache, cores, volume_recipe
 from tests.bench import Row, median_ratio
 from tests.ml.arrays import exponential_labels
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ml.config import read_recipe
-from ml.data import Cached, Source, VolumeCache, mirrored, order, permuted_among, prefetch, volume_recipe
+from ml.data import mirrored, order, permuted_among, prefetch
+from ml.volume_cache import Cached, Source, VolumeCache, volume_recipe
 from tests.app.loading.scans import chest, write_dicom
 
 RECIPE = volume_recipe(read_recipe("tiny", {"shape_zyx": "16,16,16"}))
@@ -62,7 +63,7 @@ def test_what_is_cached_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest
     def refuse(*args: object) -> None:
         raise AssertionError("decoded twice")
 
-    monkeypatch.setattr("ml.data.read_volume", refuse)
+    monkeypatch.setattr("ml.volume_cache.DecodingPool", refuse)
     assert VolumeCache(tmp_path / "cache", RECIPE).prepare([source]) == first
 
 

@@ -17,7 +17,7 @@ from app.loading.simulate_ehr import person
 from app.loading.simulate_phantom import phantom, write_phantom
 from ml import decoding
 from ml.config import read_recipe
-from ml.data import volume_recipe
+from ml.volume_cache import volume_recipe
 from ml.volumes import Volume, VolumeRecipe, read_volume
 from tests.app.loading.scans import chest, set_pixels, write_dicom, write_enhanced, write_nifti
 

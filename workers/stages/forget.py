@@ -161,7 +161,7 @@ def _remove_volumes(cache: Path, contents: set[str]) -> int:
         except (OSError, ValueError):
             continue
         if isinstance(known, dict) and known.get("content_sha256") in contents:
-            facts.with_suffix(".npy").unlink(missing_ok=True)
+            facts.with_name(Path(str(known.get("file") or f"{facts.stem}.npy")).name).unlink(missing_ok=True)
             facts.unlink(missing_ok=True)
             removed += 1
     return removed
