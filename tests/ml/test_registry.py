@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,65 @@ def test_an_installed_package_brings_its_encoders_by_an_entry_point(tmp_path: Pa
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
     assert made.stdout.split() == ["some-encoders", "1.2", "5", "7"]
+
+
+STAND_INS = {
+    "merlin": """
+from torch import nn
+
+
+class Merlin(nn.Module):
+    def __init__(self, ImageEmbedding=False):
+        super().__init__()
+        assert ImageEmbedding
+        self.norm = nn.BatchNorm3d(1)
+        self.norm.running_mean.fill_(0.5)
+        self.encode_image = nn.Sequential(nn.Conv3d(1, 2048, 4, 4), self.norm)[0]
+
+    def forward(self, image):
+        assert image.shape[2:] == (48, 32, 16), "x, y, z"
+        return self.encode_image(self.norm(image)).mean((2, 3, 4)), None
+""",
+    "lighter_zoo": """
+from torch import nn
+
+
+class SegResEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.ModuleList([nn.Conv3d(1, 8, 3, 2), nn.Conv3d(8, 512, 3, 2)])
+        self.norm = nn.BatchNorm3d(8)
+        self.norm.running_mean.fill_(0.5)
+
+    @classmethod
+    def from_pretrained(cls, name):
+        return cls()
+
+    def forward(self, volume):
+        levels = []
+        for layer in self.down:
+            levels.append(volume := layer(volume))
+        return levels
+""",
+}
+"""Packages that have the names and shapes of those that docs/encoders.md wraps; their weights are not ours to give."""
+
+
+@pytest.mark.parametrize(("name", "package"), [("merlin_image", "merlin"), ("ct_fm", "lighter_zoo")])
+def test_the_encoders_of_others_that_the_documentation_wraps_embed(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    for language, ending in (("python", "py"), ("toml", "toml")):
+        for block in re.findall(rf"```{language}\n(# {name}\.{ending}.*?)```", page, flags=re.DOTALL):
+            (tmp_path / f"{name}.{ending}").write_text(block)
+    (tmp_path / f"{name}.py").chmod(0o600)
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / f"{package}.py").write_text(STAND_INS[package])
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv(registry.FILES, str(tmp_path / f"{name}.py"))
+    recipe = read_recipe(name)
+    encoder = build_encoder(recipe)
+    assert encoder.frozen_statistics
+    assert encoder(torch.zeros(2, 1, 16, 32, 48)).shape == (2, encoder.width)
+    assert recipe.centre_hu == (-1000 if package == "merlin" else -1024)
