@@ -168,7 +168,7 @@ def pretrain(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="tiny, densenet121, resnet18, resnet50, resnet152, swinunetr, or one of your own (docs/encoders.md)."
+            help="tiny, densenet121, resnet18, resnet50, resnet152, swinunetr or your own: `lachesis ls encoders`."
         ),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Label set to learn from.")] = None,

@@ -6,8 +6,8 @@ from ml.config import from_dict, read_recipe
 from ml.registry import FOLDER, RECIPES, encoders
 
 
-def test_every_encoder_has_a_recipe_that_is_read_and_written_alike() -> None:
-    assert {path.stem for path in RECIPES.glob("*.toml")} == {path.stem for path in FOLDER.glob("[!_]*.py")}
+def test_every_recipe_is_of_an_encoder_and_is_read_and_written_alike() -> None:
+    assert {path.stem for path in RECIPES.glob("*.toml")} <= {path.stem for path in FOLDER.glob("[!_]*.py")}
     for name in encoders():
         recipe = read_recipe(name)
         assert from_dict(recipe.to_dict()) == recipe

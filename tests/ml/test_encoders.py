@@ -24,8 +24,10 @@ def test_every_encoder_runs_forward_and_backward_and_survives_a_checkpoint(name:
     encoder = build_encoder(name).train()
     volume = torch.randn(1, 1, 64, 64, 64)
     embedding = encoder(volume)
-    assert embedding.shape == (1, WIDTHS[name]) == (1, encoder.width) == (1, encoders()[name].width)
-    assert encoders()[name].about["weights"] == sum(p.numel() for p in encoder.parameters())
+    assert embedding.shape == (1, encoder.width) == (1, WIDTHS.get(name, encoder.width))
+    about = encoders()[name].about  # what is said of it without building it
+    assert about.get("width", encoder.width) == encoder.width
+    assert about.get("weights", num_weights(encoder)) == num_weights(encoder)
     embedding.square().sum().backward()
     gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
     assert len(gradients) == len(list(encoder.parameters())), "every weight is reached"
@@ -38,8 +40,16 @@ def test_every_encoder_runs_forward_and_backward_and_survives_a_checkpoint(name:
         torch.testing.assert_close(loaded(volume), embedding.detach(), rtol=1e-4, atol=1e-5)
 
 
+def num_weights(encoder: torch.nn.Module) -> int:
+    return sum(p.numel() for p in encoder.parameters())
+
+
 def test_tiny_has_161_thousand_weights() -> None:
-    assert sum(p.numel() for p in build_encoder("tiny").parameters()) == 160_656
+    assert num_weights(build_encoder("tiny")) == 160_656
+
+
+def test_what_is_said_of_our_own_encoders_is_said_of_each() -> None:
+    assert all({"width", "weights", "text"} == set(encoders()[name].about) for name in WIDTHS)
 
 
 @pytest.mark.parametrize(
