@@ -74,11 +74,7 @@ def build_encoder(recipe: Recipe | str, norm: str | None = None, *, has_statisti
     body = function(recipe) if takes_recipe else function()
     if not isinstance(body, nn.Module):
         raise ValueError(f"Expected a torch module from the encoder {known.name}, got {type(body).__name__}.")
-    width = getattr(body, "width", None) or known.width
-    if not isinstance(width, int) or width < 1:
-        raise ValueError(
-            f"Expected the encoder {known.name} to say its width, found none; set `module.width = D` in its function."
-        )
+    width = getattr(body, "width", None) or known.width or _tried_width(body, recipe)
     if norm is None:
         useful = has_statistics and bool(batch_norms(body))
         norm = choose_norm(recipe.norm, has_statistics=useful or has_learnt_statistics(body))
@@ -92,6 +88,28 @@ def build_encoder(recipe: Recipe | str, norm: str | None = None, *, has_statisti
     if recipe.recompute and not outside and not takes_recipe:
         raise ValueError(f"Expected recompute=false for the encoder {known.name}, got true; it is not made of parts.")
     return Encoder(body, width, frozen_statistics=norm == "frozen", recompute=outside)
+
+
+@torch.no_grad()
+def _tried_width(body: nn.Module, recipe: Recipe) -> int:
+    """D of a module that does not say it, by embedding an empty volume: a small one, or one of the recipe's size.
+
+    Raises:
+        ValueError: neither goes through.
+    """
+    why = ""
+    body.eval()
+    for shape_zyx in ((64, 64, 64), recipe.shape_zyx):
+        try:
+            made = body(torch.zeros(1, 1, *shape_zyx))
+            body.train()
+            return int(made.shape[1])
+        except (RuntimeError, ValueError, AttributeError, IndexError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise ValueError(
+        f"Expected the encoder {recipe.encoder} to take a volume (1, 1, {', '.join(map(str, recipe.shape_zyx))}), it "
+        f"did not ({why}); mend it, or set `module.width = D` where it takes other sizes alone."
+    )
 
 
 # --- recomputing instead of keeping ---------------------------------------------------------------------------------

@@ -43,6 +43,12 @@ def test_an_encoder_is_one_file_with_a_function_of_its_name(files: Path) -> None
     assert registry.find("mine").source == "mine.py"
 
 
+def test_the_width_of_a_module_that_does_not_say_it_is_tried_out(files: Path) -> None:
+    files.write_text(MINE.replace("    body.width = 7\n", ""))
+    encoder = build_encoder("mine")
+    assert encoder.width == 7 and encoder.training and encoder.body.training
+
+
 def test_a_file_that_others_can_change_is_not_run(files: Path) -> None:
     files.chmod(0o666)
     with pytest.raises(ValueError, match="chmod go-w"):
@@ -54,7 +60,7 @@ def test_a_file_that_others_can_change_is_not_run(files: Path) -> None:
     [
         ("def other():\n    pass\n", "a function named mine"),
         ("def mine():\n    return 3\n", "Expected a torch module from the encoder mine, got int"),
-        ("from torch import nn\n\n\ndef mine():\n    return nn.Conv3d(1, 2, 3)\n", "to say its width"),
+        ("from torch import nn\n\n\ndef mine():\n    return nn.Conv3d(2, 2, 3)\n", "to take a volume"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_sentence(files: Path, body: str, words: str) -> None:
