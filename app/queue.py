@@ -28,6 +28,7 @@ QUEUE_OF = {
     "features": "label",
     "leakage": "label",
     "label_shard": "label",
+    "cache": "load",
     "pretrain": "gpu",
     "embed": "gpu",
     "evaluate": "eval",

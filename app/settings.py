@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,10 @@ class Settings:
     reader_url: str | None = None
     artifacts: str | None = None
     """Folder (a path or a file:// URL) in which checkpoints and reports are kept; default HOME/artifacts."""
+    cache: Path | None = None
+    """Folder of cached volumes; default HOME/cache."""
+    cache_bytes: int | None = None
+    """The most that cached volumes may take; None: as much as the disk has."""
     postgres_version: int = 18
     role_prefix: str = "lachesis"
     roots: Mapping[str, Path] = field(default_factory=dict)
@@ -66,6 +71,8 @@ def read_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
         redis_url=_url(env, "LACHESIS_REDIS_URL", REDIS_SCHEMES),
         reader_url=_url(env, "LACHESIS_READER_URL", POSTGRES_SCHEMES),
         artifacts=env.get("LACHESIS_ARTIFACTS") or None,
+        cache=Path(env["LACHESIS_CACHE"]).expanduser().absolute() if env.get("LACHESIS_CACHE") else None,
+        cache_bytes=_size(env, "LACHESIS_CACHE_SIZE"),
         postgres_version=int(postgres),
         role_prefix=env.get("LACHESIS_ROLE_PREFIX") or "lachesis",
         roots={k[len(prefix) :].lower(): Path(v) for k, v in env.items() if k.startswith(prefix) and v},
@@ -76,6 +83,17 @@ def read_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
 def _paths(text: str | None) -> str | None:
     """Absolute paths, for a worker may stand in another folder."""
     return os.pathsep.join(str(Path(p).expanduser().absolute()) for p in (text or "").split(os.pathsep) if p) or None
+
+
+def _size(env: Mapping[str, str], name: str) -> int | None:
+    """Bytes of a number with a unit."""
+    given = env.get(name)
+    if not given:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(I?)B", given.strip().upper())
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"Expected a size like 200GB or 1.5TB in {name}, got {given!r}.")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGTP".index(match[2] or " "))
 
 
 def _url(env: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str | None:

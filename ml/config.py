@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ml.registry import find, hint
@@ -153,21 +155,34 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
+PRESETS = Path(__file__).parent / "presets"
 PLAIN = {"str": str, "bool": bool}
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
 
 def read_recipe(encoder: str, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe of an encoder, with `key=value` overrides as text.
+    """The recipe of an encoder, with `key=value` overrides as text; the key `recipe` names a preset beneath them.
 
     Raises:
         ValueError: unknown encoder or key (the nearest is suggested), or a value of another type or out of range.
     """
     values: dict[str, Any] = find(encoder).settings
-    for key, text in (overrides or {}).items():
+    rest = dict(overrides or {})
+    if "recipe" in rest:
+        values |= read_preset(rest.pop("recipe"), encoder)
+    for key, text in rest.items():
         _check_key(key)
         values[key] = _parse(key, text)
     return from_dict({"encoder": encoder, **values})
+
+
+def read_preset(name: str, encoder: str) -> dict[str, Any]:
+    """Settings of a preset for an encoder. Raises ValueError for an unknown one, with the nearest."""
+    known = {file.stem: file for file in PRESETS.glob("*.toml")}
+    if name not in known:
+        raise ValueError(f"No preset of recipes named {name!r}.{hint(name, known)}")
+    tables = tomllib.loads(known[name].read_text())
+    return {**tables["all"], **tables.get(encoder, {})}
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:

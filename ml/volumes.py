@@ -129,7 +129,7 @@ def read_volume(path: Path, format: str, recipe: VolumeRecipe, files: Sequence[P
     if recipe.grid == "stretch":
         stored = decoded.hu.transpose(2, 1, 0)
         voxels, padding = _sampled(stored, _stretched(stored.shape, recipe), low, high), 0.0
-    elif scan.hu.shape == tuple(recipe.shape_zyx) and np.allclose(scan.spacing, recipe.spacing_zyx, atol=1e-3):
+    elif _fits(scan, recipe):
         voxels, padding = np.clip(scan.hu, low, high), 0.0
     else:
         centre = centre_of_mask(mask_of(path)) if recipe.centre == "mask" else None
@@ -142,6 +142,12 @@ def read_volume(path: Path, format: str, recipe: VolumeRecipe, files: Sequence[P
         scaled = np.rint((voxels.astype(np.float32) - low) / step).astype(np.int16)
         return Volume(scaled, digest, padding, length, float(low), step)
     return Volume(np.rint(voxels).astype(np.int16), digest, padding, length)
+
+
+def _fits(scan: Canonical, recipe: VolumeRecipe) -> bool:
+    """Whether the scan is the grid already; one that is centred on a part of the body is moved all the same."""
+    is_placed = recipe.centre in ("body", "middle") and scan.hu.shape == tuple(recipe.shape_zyx)
+    return is_placed and np.allclose(scan.spacing, recipe.spacing_zyx, atol=1e-3)
 
 
 def mask_of(path: Path) -> Path | None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from app.errors import InputError
 from app.loading.images_header import REASONS
-from app.store import artifacts
+from app.store import cache_room
+from app.store.cache_room import CacheRoom, Lease, gb
 from app.store.unreadable import clear_unreadable, mark_unreadable
 from ml.data import permuted_among
-from ml.volume_cache import Cached, Source, VolumeCache, volume_recipe
+from ml.volume_cache import Cached, NoRoom, Source, VolumeCache, volume_recipe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from ml.config import Recipe
     from workers.bridge import Members, Scan
 
+PASSING = ("took longer", "crashed", "a mask", "scaling=minmax")
+"""Words of reasons that say nothing of the scan by itself: a slow disk, too little memory, a mask that is missing."""
+NOTE_SECONDS = 5.0
+"""Between two words of a lease."""
 MAX_UNREADABLE, FEW = 0.05, 10
 """A larger share of unreadable volumes, and more than a few of them, end a job: their place is wrong, not some of
 them. So does more than half, however few they are."""
@@ -38,6 +44,10 @@ class ScanVolumes:
     """image_occurrence_id → its volume; scans of one path share one."""
     failed: dict[int, str]
     """image_occurrence_id → why it cannot be read."""
+    lease: Lease | None = None
+    """Keeps the volumes from being removed while this is held."""
+    num_made: int = 0
+    """How many were not in the cache before."""
 
     def read(self, image: int) -> NDArray[np.int16]:
         """(Z, Y, X) in HU."""
@@ -47,7 +57,7 @@ class ScanVolumes:
         """The same scans, each with the volume of another one."""
         cached = {image: self.cached[other] for image, other in source.items() if other in self.cached}
         failed = {image: self.failed[other] for image, other in source.items() if other in self.failed}
-        return ScanVolumes(cache=self.cache, cached=cached, failed=failed)
+        return replace(self, cached=cached, failed=failed)
 
     def failures(self) -> dict[str, Any]:
         """For a job's result: how many scans were set aside, why, and some of them."""
@@ -71,26 +81,77 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
     """Decode what the cache lacks and note the digests of contents in `omop.image_occurrence`.
 
     Raises:
-        InputError: no scan at all, or too many unreadable ones.
+        InputError: no scan at all, no room for their volumes, or too many unreadable ones.
     """
     if not scans:
         raise InputError("Expected scans, found none; does the cohort have members?")
-    home = work.settings.home or artifacts.root(work.settings)
-    cache = VolumeCache(home / "cache", volume_recipe(recipe))
+    cache = VolumeCache(cache_room.folder(work.settings), volume_recipe(recipe))
     sources = {scan.image_occurrence_id: Source(scan.path, scan.format, scan.files) for scan in scans}
-    found = cache.prepare(
-        list(sources.values()), lambda done, total: work.progress(done, total, "volume", "reading volumes")
-    )
+    lease, missing = _claim(work, cache, list(sources.values()))
+    found = _fill(work, cache, list(sources.values()), lease, missing)
     outcomes = {image: found[source] for image, source in sources.items()}
     volumes = ScanVolumes(
         cache=cache,
         cached={image: outcome for image, outcome in outcomes.items() if isinstance(outcome, Cached)},
         failed={image: outcome for image, outcome in outcomes.items() if isinstance(outcome, str)},
+        lease=lease,
+        num_made=sum(isinstance(found[source], Cached) for source in missing),
     )
     _note_unreadable(work, volumes, scans)
     _refuse_too_many(volumes, scans)
     _note_contents(work, volumes)
     return volumes
+
+
+def _claim(work: Work, cache: VolumeCache, sources: Sequence[Source]) -> tuple[Lease, list[Source]]:
+    """Room for the volumes that the cache lacks, which are returned, too; it is said what is needed.
+
+    Raises:
+        InputError: there is not enough.
+    """
+    known = cache.look_up(sources)
+    missing = [source for source, cached in known.items() if cached is None]
+    kept = [f"{cache.folder.name}/{cached.file}" for cached in known.values() if cached]
+    need = len(missing) * cache.bytes_a_volume
+    z, y, x = cache.recipe.shape_zyx
+    what = f"{len(missing):,} volumes of {z} × {y} × {x}"
+    room = CacheRoom(cache.folder.parent, work.settings.cache_bytes)
+    lease, removed = room.claim(kept, need, what)
+    said = f"cache: {len(known) - len(missing):,} volumes are there, {what} to make, {gb(need)}"
+    work.log(f"{said}; {removed:,} others were removed for them" if removed else said)
+    return lease, missing
+
+
+def _fill(
+    work: Work, cache: VolumeCache, sources: Sequence[Source], lease: Lease, missing: Sequence[Source]
+) -> dict[Source, Cached | str]:
+    """Decode, with progress, and have the lease say what is left to be written, in the end what is used.
+
+    Raises:
+        InputError: the disk became full on the way.
+    """
+    next_note = [0.0]
+
+    def report(done: int, total: int) -> None:
+        work.progress(done, total, "volume", "reading volumes")
+        if time.monotonic() > next_note[0]:
+            next_note[0] = time.monotonic() + NOTE_SECONDS
+            lease.note(kept, min(total - done, len(missing)) * cache.bytes_a_volume)
+
+    kept = [f"{cache.folder.name}/{cached.file}" for cached in cache.look_up(sources).values() if cached]
+    try:
+        found = cache.prepare(sources, report)
+    except NoRoom:
+        lease.close()
+        raise InputError(
+            f"The disk of the cache became full on the way; volumes that are whole stay. Free some of it, or set "
+            f"LACHESIS_CACHE to a folder on a larger one, and run it again: {gb(cache.bytes_a_volume)} a volume."
+        ) from None
+    except BaseException:
+        lease.close()
+        raise
+    lease.note((f"{cache.folder.name}/{one.file}" for one in found.values() if isinstance(one, Cached)), 0)
+    return found
 
 
 def _refuse_too_many(volumes: ScanVolumes, scans: Sequence[Scan]) -> None:
@@ -125,8 +186,8 @@ def _note_unreadable(work: Work, volumes: ScanVolumes, scans: Sequence[Scan]) ->
 
 
 def _may_pass(why: str) -> bool:
-    """Whether the host may be at fault, not the scan: a slow disk, or too little memory, which ends a decoder."""
-    return "took longer" in why or "crashed" in why
+    """Whether the host or the recipe may be at fault, not the scan."""
+    return any(words in why for words in PASSING)
 
 
 def _is_there(scan: Scan) -> bool:

@@ -25,6 +25,7 @@ app = typer.Typer(
 
 def _register() -> None:
     from app.cli import (
+        cache,
         check,
         concepts,
         demo,
@@ -45,6 +46,7 @@ def _register() -> None:
     for module in (
         load,
         stages,
+        cache,
         look,
         similar,
         plot,

@@ -175,6 +175,7 @@ def pretrain(
     name: Annotated[str | None, typer.Option(help="Name of the checkpoint; default ENCODER-ARM-sSEED.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe, e.g. epochs=4.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A preset of the encoder's recipe, e.g. paper.")] = None,
     shuffle_volumes: Annotated[
         bool, typer.Option("--shuffle-volumes", help="A control: permute volumes among persons first.")
     ] = False,
@@ -226,18 +227,18 @@ def pretrain(
         "labels": labels,
         "name": checkpoint,
         "seed": seed,
-        "set": settings_of_recipe(set_ or []),
+        "set": settings_of_recipe(set_ or [], recipe),
         "shuffle_volumes": shuffle_volumes,
     }
     queue("pretrain", args, checkpoint, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 
 
-def settings_of_recipe(pairs: list[str]) -> dict[str, str]:
-    """`key=value` pairs as a dictionary."""
+def settings_of_recipe(pairs: list[str], preset: str | None = None) -> dict[str, str]:
+    """`key=value` pairs as a dictionary, with the name of a preset as its key `recipe`."""
     bad = next((pair for pair in pairs if "=" not in pair), None)
     if bad is not None:
         raise InputError(f"Expected --set key=value, got {bad!r}; for instance --set epochs=4.")
-    return dict(pair.split("=", 1) for pair in pairs)
+    return ({"recipe": preset} if preset else {}) | dict(pair.split("=", 1) for pair in pairs)
 
 
 def embed(

@@ -209,6 +209,8 @@ def environment(settings: Settings) -> Mapping[str, str]:
         "LACHESIS_REDIS_URL": settings.redis_url,
         "LACHESIS_READER_URL": settings.reader_url,
         "LACHESIS_ARTIFACTS": _absolute(settings.artifacts),
+        "LACHESIS_CACHE": settings.cache and str(settings.cache),
+        "LACHESIS_CACHE_SIZE": settings.cache_bytes and f"{settings.cache_bytes}B",
         "LACHESIS_POSTGRES": str(settings.postgres_version),
         "LACHESIS_ROLE_PREFIX": settings.role_prefix,
         "LACHESIS_ENCODERS": settings.encoders,

@@ -21,6 +21,7 @@ STAGES: dict[str, str] = {
     "features": "workers.stages.features",
     "leakage": "workers.stages.leakage",
     "label_shard": "workers.stages.label_shards:label_shard",
+    "cache": "workers.stages.cache",
     "pretrain": "workers.stages.pretrain",
     "embed": "workers.stages.embed",
     "evaluate": "workers.stages.evaluate",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
-from app.store import artifacts, forgetting
+from app.store import artifacts, cache_room, forgetting
 from app.store.loads import lock_publishing
 from app.store.work import Work
 
@@ -141,7 +141,7 @@ def _remove_files(work: Work, ids: set[int]) -> dict[str, int]:
             path.unlink(missing_ok=True)
     home = work.settings.home
     if volumes:
-        counts["volumes"] = _remove_volumes((home or artifacts.root(work.settings)) / "cache", volumes)
+        counts["volumes"] = _remove_volumes(cache_room.folder(work.settings), volumes)
     if home is not None:
         for path in sorted((home / "runs").rglob("set_aside.csv")):  # paths of scans, which may hold names
             counts["path lists"] = counts.get("path lists", 0) + 1

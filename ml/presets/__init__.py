@@ -1,0 +1,1 @@
+"""Presets of recipes: what several encoders share, as data."""
