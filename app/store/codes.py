@@ -39,7 +39,7 @@ WITH item AS (
     FROM item i
     JOIN omop.concept_ancestor a ON a.ancestor_concept_id = i.concept_id
     LEFT JOIN omop.concept c ON c.concept_id = a.descendant_concept_id
-    WHERE i.descendants AND c.invalid_reason IS NULL
+    WHERE i.descendants AND (:withdrawn OR c.invalid_reason IS NULL)
 )
 SELECT concept_id FROM named
 UNION
@@ -151,18 +151,24 @@ def enumerate_concepts(connection: Connection, spec: TaskSpec, named: Sequence[i
     away = [*spec.exclude_concepts, *standard(connection, excluded)]
     plain = [ConceptSetItem(concept_id=c, descendants=spec.descendants) for c in named]
     plain += [ConceptSetItem(concept_id=c, descendants=spec.descendants, excluded=True) for c in away]
-    items = [*plain, *(i for i in spec.concept_set if i.excluded or i.concept_id in words.known)]
-    kept = _of_items(connection, [item for item in items if not item.excluded])
-    return sorted(kept - _of_items(connection, [item for item in items if item.excluded]))
+    of_set = [i for i in spec.concept_set if i.excluded or i.concept_id in words.known]
+
+    def concepts(*, excluded: bool) -> set[int]:
+        found = _of_items(connection, [i for i in plain if i.excluded == excluded], withdrawn=True)
+        return found | _of_items(connection, [i for i in of_set if i.excluded == excluded], withdrawn=False)
+
+    return sorted(concepts(excluded=False) - concepts(excluded=True))
 
 
-def _of_items(connection: Connection, items: Sequence[ConceptSetItem]) -> set[int]:
+def _of_items(connection: Connection, items: Sequence[ConceptSetItem], *, withdrawn: bool) -> set[int]:
+    """Concepts of items; `withdrawn`: descendants that are no longer valid are among them."""
     from sqlalchemy import text
 
     values = {
         "concepts": [item.concept_id for item in items],
         "descendants": [item.descendants for item in items],
         "mapped": [item.mapped for item in items],
+        "withdrawn": withdrawn,
     }
     return set(connection.execute(text(_ENUMERATED), values).scalars()) if items else set()
 

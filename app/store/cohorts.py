@@ -152,6 +152,7 @@ def build(work: Work) -> dict[str, Any]:
             member["own_split"] = listed.splits.get(member["person_id"], member["own_split"])
     rule["split"] = sharing.definition()
     give_splits(members, sharing, rule)
+    say_cut(work, rule, members)
     for member in members:
         member["eligible"] = member["reason"] is None
     eligible = [m for m in members if m["eligible"]]
@@ -194,6 +195,14 @@ def say_unmatched(work: Work, listed: Listed) -> None:
     if listed.unmatched:
         shown = ", ".join(map(str, listed.unmatched[:10])) + (", …" if len(listed.unmatched) > 10 else "")
         work.log(f"{len(listed.unmatched):,} of {listed.rows:,} rows of the list name no scan of the store: {shown}.")
+
+
+def say_cut(work: Work, rule: Mapping[str, Any], members: list[dict[str, Any]]) -> None:
+    """Name the data cuts that came with the extracts: they end follow-up although nobody asked for them here."""
+    cuts = sorted({m["data_cut"] for m in members if m["data_cut"] is not None})
+    if cuts and not rule["data_cut"]:
+        days = str(cuts[0]) if len(cuts) == 1 else f"{cuts[0]} to {cuts[-1]}"
+        work.log(f"No follow-up goes beyond the data cut that came with the extract, {days}; --data-cut gives another.")
 
 
 def step(name: str, members: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.tasks import TaskSpec, ValueRule
+from app.tasks.concept_set import ConceptSetItem
 
 DAY = dt.timedelta(days=1)
 SECOND = dt.timedelta(seconds=1)
@@ -89,6 +90,10 @@ class Vocabulary:
     descendants: Mapping[int, frozenset[int]] = field(default_factory=dict)
     source_concepts: Mapping[str, int] = field(default_factory=dict)
     """VOCABULARY/CODE → its concept."""
+    maps_to: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    """Concept that is not standard → what it maps to."""
+    invalid: frozenset[int] = frozenset()
+    """Concepts that a concept set does not take as descendants."""
 
     def expand(self, concepts: Sequence[int], *, descendants: bool) -> set[int]:
         found = set(concepts)
@@ -101,10 +106,25 @@ class Vocabulary:
         """Standard concepts of a task, less what it excludes."""
 
         def named(concepts: Sequence[int], codes: Sequence[str]) -> set[int]:
-            return self.expand([*concepts, *(self.source_concepts[c] for c in codes)], descendants=task.descendants)
+            of_codes = [self.source_concepts[code] for code in codes]
+            mapped = [to for concept in of_codes for to in self.maps_to.get(concept, ())]
+            return self.expand([*concepts, *of_codes, *mapped], descendants=task.descendants)
 
+        kept = named(task.concepts, task.vocabulary_codes) | self.of_items(
+            i for i in task.concept_set if not i.excluded
+        )
         away = named(task.exclude_concepts, task.exclude_vocabulary_codes)
-        return named(task.concepts, task.vocabulary_codes) - away
+        return kept - away - self.of_items(i for i in task.concept_set if i.excluded)
+
+    def of_items(self, items: Iterable[ConceptSetItem]) -> set[int]:
+        """Concepts of items of a concept set, each read by itself."""
+        found: set[int] = set()
+        for item in items:
+            one = {item.concept_id} | (self.expand([item.concept_id], descendants=item.descendants) - self.invalid)
+            found |= one
+            if item.mapped:
+                found |= {concept for concept, to in self.maps_to.items() if to & one}
+        return found
 
 
 def end_of_day(day: dt.date) -> dt.datetime:

@@ -21,6 +21,20 @@ WITH RECURSIVE task AS MATERIALIZED (
 -- What a task means: concepts, source concepts, kinds of visits, units.
 code AS (
     SELECT vocabulary_id || '/' || concept_code AS code, concept_id FROM omop.concept
+    UNION SELECT vocabulary_id || '/' || concept_code, concept_id_2 FROM omop.concept k
+          JOIN omop.concept_relationship r ON r.concept_id_1 = k.concept_id AND r.relationship_id = 'Maps to'
+          WHERE standard_concept IS DISTINCT FROM 'S'
+),
+item AS (
+    SELECT position, (i ->> 'concept_id')::int AS concept, (i ->> 'excluded')::bool AS away,
+           (i ->> 'descendants')::bool AS narrower, (i ->> 'mapped')::bool AS mapped
+    FROM task, jsonb_array_elements(field -> 'concept_set') i
+),
+of_item AS (
+    SELECT position, concept, away, mapped FROM item
+    UNION SELECT position, descendant_concept_id, away, mapped FROM item
+          JOIN omop.concept_ancestor ON ancestor_concept_id = concept
+          JOIN omop.concept k ON k.concept_id = descendant_concept_id WHERE narrower AND k.invalid_reason IS NULL
 ),
 named AS (
     SELECT position, c::int AS concept, false AS away FROM task, jsonb_array_elements_text(field -> 'concepts') c
@@ -34,6 +48,12 @@ meant AS (
     SELECT position, concept, away FROM named
     UNION SELECT position, descendant_concept_id, away FROM named JOIN task USING (position)
           JOIN omop.concept_ancestor ON ancestor_concept_id = concept WHERE (field ->> 'descendants')::bool
+    UNION SELECT position, concept, away FROM of_item
+    UNION SELECT position, concept_id_1, away FROM of_item JOIN omop.concept_relationship r ON concept_id_2 = concept
+          WHERE mapped AND relationship_id = 'Maps to' AND r.invalid_reason IS NULL
+),
+coded AS (
+    SELECT position FROM named UNION SELECT position FROM item
 ),
 wanted AS MATERIALIZED (
     SELECT position, concept FROM meant WHERE NOT away
@@ -41,7 +61,7 @@ wanted AS MATERIALIZED (
 ),
 source AS MATERIALIZED (
     SELECT position, concept_id AS concept FROM task, jsonb_array_elements_text(field -> 'source_codes') c
-    JOIN code ON code.code = c
+    JOIN omop.concept ON vocabulary_id || '/' || concept_code = c
 ),
 kind AS MATERIALIZED (
     SELECT position, c::int AS concept FROM task, jsonb_array_elements_text(field -> 'visit_concepts') c
@@ -137,7 +157,7 @@ discharge AS (
 -- Rows that are outcomes of a task, whenever they happened.
 outcome AS MATERIALIZED (
     SELECT position, person, time, day_alone FROM task t CROSS JOIN happened e
-    WHERE (EXISTS (SELECT FROM named n WHERE n.position = t.position)
+    WHERE (EXISTS (SELECT FROM coded n WHERE n.position = t.position)
            OR EXISTS (SELECT FROM source s WHERE s.position = t.position))
       AND (EXISTS (SELECT FROM wanted w WHERE w.position = t.position AND w.concept = e.concept)
            OR EXISTS (SELECT FROM source s WHERE s.position = t.position AND s.concept = e.source))
@@ -159,11 +179,11 @@ outcome AS MATERIALIZED (
     UNION ALL
     SELECT t.position, v.person, v.start, v.start_day
     FROM task t JOIN kind k USING (position) JOIN visit v USING (concept)
-    WHERE NOT after_discharge AND NOT EXISTS (SELECT FROM named n WHERE n.position = t.position)
+    WHERE NOT after_discharge AND NOT EXISTS (SELECT FROM coded n WHERE n.position = t.position)
       AND NOT EXISTS (SELECT FROM source s WHERE s.position = t.position)
     UNION ALL
     SELECT position, person, start, start_day FROM stay s
-    WHERE NOT EXISTS (SELECT FROM named n WHERE n.position = s.position)
+    WHERE NOT EXISTS (SELECT FROM coded n WHERE n.position = s.position)
       AND NOT EXISTS (SELECT FROM source c WHERE c.position = s.position)
 ),
 

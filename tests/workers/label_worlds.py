@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 
 from app.tasks import TaskSpec
+from app.tasks.concept_set import ConceptSetItem
 from app.tasks.spec import DEATH, DOMAINS
 from tests.app.store.records import Records
 from tests.reference import labels as oracle
@@ -22,18 +23,21 @@ FAR = 29_220
 """80 years in days: more seconds than fit in 32 bits."""
 DAY = dt.timedelta(days=1)
 
-ROOT, CHILD, GRANDCHILD, OTHER, LAB, SOURCE = 100, 101, 102, 103, 300, 2_000_000_001
+ROOT, CHILD, GRANDCHILD, OTHER, WITHDRAWN, LAB, SOURCE = 100, 101, 102, 103, 104, 300, 2_000_000_001
 INPATIENT, WARD, EMERGENCY, OFFICE = 9201, 8717, 262, 9202
 GRAM, CODED = 8713, 45
-CONCEPTS = (ROOT, CHILD, GRANDCHILD, OTHER, LAB, INPATIENT, WARD, EMERGENCY, OFFICE)
+CONCEPTS = (ROOT, CHILD, GRANDCHILD, OTHER, WITHDRAWN, LAB, INPATIENT, WARD, EMERGENCY, OFFICE)
 ANCESTORS = [(ROOT, CHILD, 1), (ROOT, GRANDCHILD, 2), (CHILD, GRANDCHILD, 1), (ROOT, ROOT, 0), (INPATIENT, WARD, 1)]
+ANCESTORS += [(ROOT, WITHDRAWN, 1)]
 WORDS = oracle.Vocabulary(
     descendants={
-        ROOT: frozenset({CHILD, GRANDCHILD}),
+        ROOT: frozenset({CHILD, GRANDCHILD, WITHDRAWN}),
         CHILD: frozenset({GRANDCHILD}),
         INPATIENT: frozenset({WARD}),
     },
     source_concepts={f"SNOMED/c{c}": c for c in CONCEPTS} | {f"ICD10CM/c{SOURCE}": SOURCE},
+    maps_to={SOURCE: frozenset({CHILD})},
+    invalid=frozenset({WITHDRAWN}),
 )
 PERSON_IDS = (1, 2, -7, 2**53 + 1, -(2**63) + 5)
 HORIZONS = (1, 2, 400, FAR)
@@ -133,6 +137,12 @@ def write_vocabulary(connection: Connection) -> Records:
     records.concepts(CONCEPTS)
     records.concepts([SOURCE], "ICD10CM", None)
     records.ancestors(ANCESTORS)
+    records.do("UPDATE omop.concept SET invalid_reason = 'D' WHERE concept_id = :id", id=WITHDRAWN)
+    records.do(
+        "INSERT INTO omop.concept_relationship (concept_id_1, concept_id_2, relationship_id) "
+        "VALUES (:a, :b, 'Maps to')",
+        a=SOURCE, b=CHILD,
+    )  # fmt: skip
     return records
 
 
@@ -167,7 +177,7 @@ def visits(draw: st.DrawFn, key: int) -> oracle.Visit:
 @st.composite
 def events(draw: st.DrawFn, visit_keys: list[int]) -> oracle.Event:
     time, date_only = draw(moments(fractions=True))
-    concept = draw(st.sampled_from([ROOT, CHILD, GRANDCHILD, OTHER, LAB, 0, DEATH]))
+    concept = draw(st.sampled_from([ROOT, CHILD, GRANDCHILD, OTHER, WITHDRAWN, LAB, SOURCE, 0, DEATH]))
     lab = concept == LAB
     return oracle.Event(
         time,
@@ -212,6 +222,11 @@ values = st.lists(
     max_size=2,
 )
 
+
+def _item(concept: int, **flags: bool) -> ConceptSetItem:
+    return ConceptSetItem(concept_id=concept, **flags)
+
+
 what = st.one_of(
     st.lists(st.sampled_from([ROOT, CHILD, OTHER, LAB, DEATH]), min_size=1, max_size=2, unique=True).map(
         lambda c: {"concepts": c}
@@ -225,7 +240,22 @@ what = st.one_of(
             {"concepts": [ROOT], "exclude_vocabulary_codes": [f"SNOMED/c{GRANDCHILD}"]},
             {"visit_concepts": [INPATIENT]},
             {"visit_concepts": [INPATIENT, EMERGENCY]},
+            {"vocabulary_codes": [f"ICD10CM/c{SOURCE}"]},
+            {"source_codes": [f"ICD10CM/c{SOURCE}"], "concepts": [ROOT], "exclude_concepts": [CHILD]},
         ]
+    ),
+    st.sampled_from(
+        [
+            [_item(ROOT, descendants=True)],
+            [_item(ROOT, descendants=True), _item(CHILD, excluded=True)],
+            [_item(ROOT), _item(CHILD, descendants=True, mapped=True)],
+            [_item(CHILD, mapped=True), _item(ROOT, descendants=True, excluded=True)],
+            [_item(ROOT, descendants=True, mapped=True), _item(CHILD, mapped=True, excluded=True)],
+        ]
+    ).flatmap(
+        lambda items: st.sampled_from([{}, {"concepts": [OTHER]}, {"exclude_concepts": [GRANDCHILD]}]).map(
+            lambda more: {"concept_set": items} | more
+        )
     ),
 )
 
@@ -248,10 +278,10 @@ def specs(draw: st.DrawFn, name: str) -> TaskSpec:
     if draw(st.integers(0, 3)) == 3:
         fields["clock"] = "discharge"
         fields.setdefault("visit_concepts", draw(st.sampled_from([[], [INPATIENT], [OFFICE, EMERGENCY]])))
-    if "concepts" in fields:
+    if fields.keys() & {"concepts", "vocabulary_codes", "source_codes", "concept_set"}:
         fields["domains"] = draw(st.sampled_from([[], [], ["procedure", "visit_detail"], ["device", "death"]]))
         fields.setdefault("visit_concepts", draw(st.sampled_from([[], [], [], [INPATIENT]])))
-        fields["values"] = draw(values) if LAB in fields["concepts"] else []
+        fields["values"] = draw(values) if LAB in fields.get("concepts", [LAB]) else []
     return TaskSpec.from_dict(fields)
 
 

@@ -107,7 +107,7 @@ def test_each_rule_ends_follow_up_where_it_says_and_at_death(engine: Engine, wor
 
 
 def test_a_data_cut_ends_follow_up_under_every_rule_and_is_that_of_the_extract_by_default(
-    engine: Engine, work: Make
+    engine: Engine, work: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with engine.begin() as connection:
         records = Records(connection, data_cut=dt.date(2020, 6, 30))
@@ -117,7 +117,9 @@ def test_a_data_cut_ends_follow_up_under_every_rule_and_is_that_of_the_extract_b
     cohorts.build(work(name="c"))
     (member,) = members(engine).values()
     assert str(member.follow_up_end) == str(member.data_cut_end) == "2020-06-30 23:59:59"
+    assert "came with the extract, 2020-06-30; --data-cut gives another" in capsys.readouterr().err
     cohorts.build(work(name="c", data_cut="2020-05-31"))
+    assert "data cut" not in capsys.readouterr().err
     (member,) = members(engine).values()
     assert str(member.follow_up_end) == "2020-05-31 23:59:59"
 
