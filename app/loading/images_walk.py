@@ -11,6 +11,8 @@ from app.loading.images_nifti import SUFFIXES
 DEEPEST = 64
 """Folders below one another; more are links that lead around."""
 UNREADABLE_FOLDER, UNNAMEABLE = "unreadable_folder", "unnameable_file"
+MASKS = (".mask.nii.gz", ".mask.nii")
+"""Ends of names of files that mark a part of the scan beside them (docs/volumes.md)."""
 _PASSED_OVER = (
     *(".bmp", ".bval", ".bvec", ".csv", ".css", ".docx", ".exe", ".gif", ".gz", ".htm", ".html", ".inf", ".ini"),
     *(".jpeg", ".jpg", ".js", ".json", ".log", ".md", ".pdf", ".png", ".tar", ".tif", ".tiff", ".toml", ".tsv"),
@@ -24,7 +26,7 @@ def walk(root: Path, check: Callable[[], None] = lambda: None) -> Iterator[tuple
 
     Kind is nifti or dicom; or a rule: unreadable_folder, or unnameable_file where a name is no text. Links are
     followed, but not into a folder that they lie in; what is neither a file nor a folder (a pipe, a device) is passed
-    over, as are hidden names, DICOMDIR, and names that end as those of other files do.
+    over, as are hidden names, DICOMDIR, masks beside scans, and names that end as those of other files do.
 
     Args:
         root: a folder.
@@ -71,6 +73,8 @@ def _kind(name: str, siblings: frozenset[str]) -> str | None:
     lower = name.lower()
     if not _is_text(name):
         return UNNAMEABLE
+    if lower.endswith(MASKS):
+        return None
     if lower.endswith(SUFFIXES):
         is_half = lower.endswith(".img") and any(name[:-4] + end in siblings for end in (".hdr", ".HDR"))
         return None if is_half else "nifti"

@@ -11,6 +11,7 @@ ROWS = {
     "label": "tests.bench.label",
     "label-full": "tests.bench.label_full",
     "loss": "tests.bench.loss",
+    "data": "tests.bench.data",
     "step": "tests.bench.step",
     "cox": "tests.bench.cox",
     "cindex": "tests.bench.cindex",
