@@ -34,6 +34,7 @@ QUEUE_OF = {
     "evaluate": "eval",
     "report": "eval",
     "slices": "eval",
+    "load_embeddings": "eval",
 }
 """Which workers may claim a kind of job."""
 
@@ -94,7 +95,8 @@ def _encoder(connection: Connection, kind: str, args: dict[str, Any]) -> dict[st
     if kind != "embed":
         return {}
     with suppress(LachesisError):
-        return {"encoder": artifacts.find_checkpoint(connection, str(args["checkpoint"])).encoder}
+        found = artifacts.find_checkpoint(connection, str(args["checkpoint"]))
+        return {} if found.arm == artifacts.EXTERNAL else {"encoder": found.encoder}
     return {}
 
 

@@ -323,6 +323,46 @@ def load_inspect(
     queue("load", args, args["source"], detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 
 
+@load.command("embeddings")
+def load_embeddings(
+    file: Annotated[Path, typer.Argument(help="Parquet, CSV, npz or safetensors: a scan's name and its vector.")],
+    encoder: Annotated[str, typer.Option(help="Name of the checkpoint that the vectors become.")],
+    cohort: Annotated[str, typer.Option(help="Cohort whose train scans the vectors are standardised by.")],
+    match: Annotated[
+        str | None,
+        typer.Option(help="What names a scan: image_occurrence_id, series_uid or path; else the file tells."),
+    ] = None,
+    max_rejects: Annotated[float, typer.Option(help="Largest share of rejected vectors.", min=0, max=1)] = 0.05,
+    detach: Detach = False,
+    inline: Inline = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Load vectors that another encoder made; evaluate and neighbours then take them like any checkpoint's.
+
+    Examples:
+      lachesis load embeddings merlin.parquet --encoder merlin --cohort chest
+      lachesis load embeddings ct_fm.npz --encoder ct-fm --cohort chest --match series_uid
+    """
+    from app.loading.embeddings_read import MATCHES
+
+    args: dict[str, Any] = {
+        "path": existing(file, "a file of vectors"),
+        "encoder": plain_name(encoder),
+        "cohort": cohort,
+        "match": one_of("--match", match, MATCHES) if match else None,
+        "max_rejects": max_rejects,
+    }
+    queue("load_embeddings", args, encoder, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
+
+
+def plain_name(name: str) -> str:
+    """A name that no alias, stop or id can be mistaken for."""
+    if not name.strip() or "@" in name or name.isdigit():
+        raise InputError(f"Expected a name without @ that is no number for --encoder, got {name!r}.")
+    return name
+
+
 def match_option(value: str | None) -> str | None:
     """A way of matching, or the absolute path of a matching file, checked line by line."""
     from app.loading.images import MATCHES

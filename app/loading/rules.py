@@ -101,6 +101,21 @@ REJECTS: Mapping[str, Explained] = {
     "not_in_match_file": Explained(
         "a scan that no line of the matching file names", "Add a line with its series_uid, study_uid or path."
     ),
+    "missing_scan": Explained("a vector without a scan's name", "Say of every vector which scan it is of."),
+    "unknown_scan": Explained(
+        "a vector of a scan that the store does not hold", "Load the scan first, or leave its vector out."
+    ),
+    "ambiguous_scan": Explained(
+        "a name that several scans have", "Name scans by image_occurrence_id: nobody can tell which is meant."
+    ),
+    "unparsable_number": Explained("a cell of a vector that is no number", "Write every vector in full, as numbers."),
+    "wrong_width": Explained(
+        "a vector of another length than the first one's", "Make all vectors of a file by one encoder."
+    ),
+    "not_finite": Explained(
+        "a vector with NaN, infinity or a number beyond float32", "Look for the scan whose embedding fails."
+    ),
+    "zero_vector": Explained("a vector of zeros", "Leave scans out that could not be embedded."),
     "not_ct": Explained("a series of another modality than CT", "Nothing: only CT is loaded."),
     "not_an_image": Explained("an object without pixels, as a plan or a presentation", "Nothing: it is no scan."),
     "empty_file": Explained("a file without a byte", "Copy the file again."),

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 
+EXTERNAL = "external"
+"""Arm of vectors that were made elsewhere: no weights stand behind them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """A row of model.checkpoint, as far as stages need it."""

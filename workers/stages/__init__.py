@@ -27,10 +27,11 @@ STAGES: dict[str, str] = {
     "evaluate": "workers.stages.evaluate",
     "report": "workers.stages.report",
     "slices": "workers.stages.slices",
+    "load_embeddings": "workers.stages.load_embeddings",
 }
 """`module` (its function has the stage's name) or `module:function`."""
 
-CHILD_KINDS = {"pretrain", "embed", "evaluate", "slices"}
+CHILD_KINDS = {"pretrain", "embed", "evaluate", "slices", "load_embeddings"}
 """Kinds that use torch or a device: each attempt is a process of its own, whose death takes no worker with it."""
 
 

@@ -54,6 +54,11 @@ def embed(work: Work) -> dict[str, Any]:
     with work.connect() as connection:
         checkpoint = artifacts.find_checkpoint(connection, str(work.args["checkpoint"]))
         cohort_id = names.find(connection, "cohort", str(work.args["cohort"])).id
+        if checkpoint.arm == artifacts.EXTERNAL:
+            raise InputError(
+                f"Expected a checkpoint with weights, got {checkpoint.name!r}, whose vectors were made elsewhere; "
+                "bring those of further scans with `lachesis load embeddings`."
+            )
         kept = _complete(connection, work, checkpoint.checkpoint_id, cohort_id)
         members = read_members(connection, cohort_id)
         scans = read_scans(connection, work.settings, cohort_id)
@@ -83,7 +88,9 @@ def embed(work: Work) -> dict[str, Any]:
         "job_id": work.job_id,
     }
     work.progress(0, None, "", "writing embeddings")
-    indexed, recall = _store(work, checkpoint.width, row, vectors)
+    with work.transaction() as connection:
+        indexed, recall = store(connection, checkpoint.width, row, vectors)
+    warn_of_recall(work, recall)
     counts = {key: row[key] for key in ("checkpoint_id", "cohort_id", "num_scans", "shared_volumes")}
     distinct = len({cached.content_sha256 for cached in volumes.cached.values()})
     return {
@@ -218,27 +225,30 @@ def _write(file: Path, vectors: Vectors, volumes: ScanVolumes) -> Path:
     return file
 
 
-def _store(work: Work, width: int, row: dict[str, Any], vectors: Vectors) -> tuple[bool, float | None]:
-    """Vectors, index and the row of the set in one transaction; whether there is an index, and its recall."""
+def store(connection: Connection, width: int, row: dict[str, Any], vectors: Vectors) -> tuple[bool, float | None]:
+    """Vectors, index and the row of the set in the caller's transaction; whether there is an index, and its recall."""
     from sqlalchemy import text
     from sqlalchemy.dialects.postgresql import insert
 
     from app.schema.model import EmbeddingSet
 
     checkpoint = {"c": row["checkpoint_id"], "w": width}
-    with work.transaction() as connection:
-        connection.execute(text("SELECT model.add_embedding_partition(:c, :w)"), checkpoint)
-        artifacts.replace_embeddings(connection, row["checkpoint_id"], vectors.images, vectors.embedding)
-        indexed = bool(connection.execute(text("SELECT model.index_embedding_partition(:c)"), checkpoint).scalar_one())
-        some = np.random.default_rng(0).permutation(vectors.images)[:JUDGED]
-        recall = artifacts.measure_recall(connection, row["checkpoint_id"], some.tolist()) if indexed else None
-        statement = insert(EmbeddingSet).values(**row, recall=recall)
-        newer: dict[str, Any] = {key: statement.excluded[key] for key in row if key not in KEY}
-        newer |= {"recall": statement.excluded.recall, "created_at": text("clock_timestamp()")}
-        connection.execute(statement.on_conflict_do_update(index_elements=list(KEY), set_=newer))
+    connection.execute(text("SELECT model.add_embedding_partition(:c, :w)"), checkpoint)
+    artifacts.replace_embeddings(connection, row["checkpoint_id"], vectors.images, vectors.embedding)
+    indexed = bool(connection.execute(text("SELECT model.index_embedding_partition(:c)"), checkpoint).scalar_one())
+    some = np.random.default_rng(0).permutation(vectors.images)[:JUDGED]
+    recall = artifacts.measure_recall(connection, row["checkpoint_id"], some.tolist()) if indexed else None
+    statement = insert(EmbeddingSet).values(**row, recall=recall)
+    newer: dict[str, Any] = {key: statement.excluded[key] for key in row if key not in KEY}
+    newer |= {"recall": statement.excluded.recall, "created_at": text("clock_timestamp()")}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(KEY), set_=newer))
+    return indexed, recall
+
+
+def warn_of_recall(work: Work, recall: float | None) -> None:
+    """Say in the job's log where an index finds too few of the nearest, and what to do."""
     if recall is not None and recall < LEAST_RECALL:
         work.log(
             f"The index finds {recall:.1%} of the nearest scans, fewer than {LEAST_RECALL:.0%}: search by "
             "`SET hnsw.ef_search = 1000` and model.neighbours_sql, or among fewer scans, which is exact."
         )
-    return indexed, recall

@@ -33,8 +33,8 @@ class Embedded:
     image: NDArray[np.int64]
     """(N,) image_occurrence_id, ascending."""
     embedding: NDArray[np.float32]
-    voxels: NDArray[np.float32]
-    """(N, 2) mean and SD of the voxels."""
+    voxels: NDArray[np.float32] | None
+    """(N, 2) mean and SD of the voxels; None where the vectors were made elsewhere."""
     shared_volumes: int
 
 
@@ -119,7 +119,7 @@ def read_embedding(connection: Connection, work: Work, name: str, cohort_id: int
         checkpoint=checkpoint,
         image=arrays["image_occurrence_id"],
         embedding=arrays["embedding"],
-        voxels=arrays["voxel_stats"],
+        voxels=arrays.get("voxel_stats"),
         shared_volumes=int(row["shared_volumes"]),
     )
 
@@ -142,7 +142,7 @@ def people_of(gathered: Gathered) -> tuple[People, NDArray[np.int64]]:
             name: arm.embedding[np.searchsorted(arm.image, image)].astype(np.float64)
             for name, arm in gathered.arms.items()
         },
-        voxels=first.voxels[np.searchsorted(first.image, image)].astype(np.float64),
+        voxels=None if first.voxels is None else first.voxels[np.searchsorted(first.image, image)].astype(np.float64),
     )
     return people, rows
 

@@ -34,7 +34,7 @@ def slices(work: Work) -> dict[str, Any]:
     with work.connect() as connection:
         checkpoint = artifacts.find_checkpoint(connection, str(work.args["checkpoint"]))
         scans = read_some_scans(connection, work.settings, [int(one["image"]) for one in shown])
-    recipe = from_dict(checkpoint.recipe["settings"])
+    recipe = from_dict(checkpoint.recipe.get("settings", {}))
     volumes = prepare(work, recipe, scans)
     pictures = [
         (str(one["title"]), volumes.read(int(one["image"]))) for one in shown if int(one["image"]) in volumes.cached
