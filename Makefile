@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS))
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: help setup demo test test-long check fmt bench clean
+.PHONY: help setup demo test test-long check fmt bench bench-gpu clean
 
 help: ## list these verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ fmt: setup ## mend what can be mended
 
 bench: setup ## measure, side by side (ONLY=load,label for some rows)
 	$(BIN)/python -m tests.bench $(ONLY)
+
+bench-gpu: setup ## check and measure what wants an accelerator, in one go (docs/benchmarks.md)
+	$(BIN)/python -m tests.bench.gpu
 
 clean: ## remove caches, not the environment and not any store
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -29,7 +29,9 @@ def save(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
 
     Raises:
         ValueError: a tensor is not finite.
+        OSError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     for name, tensor in tensors.items():
@@ -38,12 +40,16 @@ def save(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(flat, part, {KEY: json.dumps(dict(facts), sort_keys=True)})
-    with part.open("rb") as handle:
-        os.fsync(handle.fileno())
-    if set(shapes(part)) != set(tensors):
-        raise ValueError("Expected the checkpoint to read back as written, found other tensors; is the disk full?")
-    part.replace(file)
+    try:
+        save_file(flat, part, {KEY: json.dumps(dict(facts), sort_keys=True)})
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        if set(shapes(part)) != set(tensors):
+            raise OSError("the checkpoint does not read back as written")
+        part.replace(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{file.name} cannot be written: {error}") from None
 
 
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,9 @@ Shape suffixes: B = scan of a batch, N = scan, D = embedding.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from ml.data import prefetch
 from ml.encoders import Encoder
 from ml.volumes import WHOLE
 
+PASSES, FASTER = 8, 1.05
+"""Passes after which a batch size is judged, and how much faster a larger one has to be."""
 HALF_MAX = 65504.0
 """The largest number a half holds; pgvector's halfvec refuses more."""
 
@@ -66,20 +70,56 @@ def embed(
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
-    # No more than training takes at once: that is the memory that whoever set the batch has.
-    batches = [items[i : i + recipe.batch] for i in range(0, len(items), recipe.batch)]
+    # On a processor no more than training takes at once: that is the memory that whoever set the batch has.
+    batch = BatchSize(recipe.batch, grows=device.type == "cuda")
     made = np.empty((len(items), encoder.width), np.float32)
     done = 0
-    for voxels_BZYX in prefetch(
-        lambda i: torch.from_numpy(np.stack([volume(v) for v in batches[i]])), range(len(batches))
-    ):
-        with autocast(recipe, device):
-            embedding_BD = encoder(to_input(voxels_BZYX.to(device), recipe))
-        made[done : done + len(voxels_BZYX)] = embedding_BD.float().cpu().numpy()
-        done += len(voxels_BZYX)
-        report(done, len(items))
+    while done < len(items):
+        size, began, before = batch.size, time.monotonic(), done
+        starts = range(done, min(len(items), done + size * PASSES), size)
+
+        def load(i: int, starts: range = starts) -> Tensor:
+            return torch.from_numpy(np.stack([volume(v) for v in items[starts[i] : starts[i] + starts.step]]))
+
+        try:
+            with closing(prefetch(load, range(len(starts)))) as passes:
+                for voxels_BZYX in passes:
+                    with autocast(recipe, device):
+                        embedding_BD = encoder(to_input(voxels_BZYX.to(device), recipe))
+                    made[done : done + len(voxels_BZYX)] = embedding_BD.float().cpu().numpy()
+                    done += len(voxels_BZYX)
+                    report(done, len(items))
+        except torch.OutOfMemoryError:
+            batch.does_not_fit()
+            torch.cuda.empty_cache()
+        else:
+            batch.took(done - before, time.monotonic() - began)
     encoder.train(was_training)
     return made
+
+
+class BatchSize:
+    """Volumes a pass: doubled as long as that is faster and fits."""
+
+    def __init__(self, size: int, *, grows: bool) -> None:
+        self.size, self._grows, self._rate, self._smallest = size, grows, 0.0, size
+
+    def took(self, volumes: int, seconds: float) -> None:
+        """Some passes of this size took so long."""
+        rate = volumes / max(seconds, 1e-9)
+        if not self._grows:
+            return
+        if rate > FASTER * self._rate:
+            self.size, self._rate = 2 * self.size, rate
+        else:
+            self.size, self._grows = max(self._smallest, self.size // 2), False
+
+    def does_not_fit(self) -> None:
+        """Half of it from now on. Raises OutOfMemoryError where it cannot be less."""
+        if self.size == 1:
+            raise torch.OutOfMemoryError("a single volume does not fit")
+        self.size, self._grows = self.size // 2, False
+        self._smallest = min(self._smallest, self.size)
 
 
 def statistics(raw_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

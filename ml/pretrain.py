@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -137,8 +137,9 @@ def train_on(run: Training, keeper: Keeper, observer: Observer) -> bool:
             if run.step % run.steps_per_epoch == 0:
                 values = run.note_epoch()
                 meter.note_epoch(values)
-                if run.selection.note(run.epoch, values):
-                    keeper.keep(is_best=True)
+                before = replace(run.selection)
+                if run.selection.note(run.epoch, values) and not keeper.keep(is_best=True):
+                    run.selection = replace(before, last_epoch=run.epoch)  # a best that is not kept is none
             observer.progress(run.step, run.num_steps, run.epoch)
     return True
 
@@ -213,8 +214,8 @@ class Keeper:
         if self.run.step and due and elapsed > KEEP_TIMES * self.cost:
             self.keep()
 
-    def keep(self, *, is_best: bool = False) -> None:
-        """Write a stop; where that fails, training goes on, and whoever watches is told."""
+    def keep(self, *, is_best: bool = False) -> bool:
+        """Write a stop; where that fails, training goes on, and whoever watches is told. Whether it is kept."""
         began = time.monotonic()
         for attempt in range(1 + WRITE_AGAIN):
             try:
@@ -226,9 +227,11 @@ class Keeper:
                         f"Step {self.run.step} could not be kept ({error}); training goes on, and would go on from "
                         "the stop before if it ended now. Is the disk full?"
                     )
-                time.sleep(WAIT_SECONDS)
+                else:
+                    time.sleep(WAIT_SECONDS)
         self.at = time.monotonic()
         self.cost = self.at - began
+        return self.kept_step == self.run.step
 
     def _write(self, *, is_best: bool = False) -> Path:
         file = self.run.save(self.folder / f"step-{self.run.step}.safetensors", self.facts)
@@ -249,8 +252,10 @@ class Keeper:
         self.observer.alarm(f"{error} Training went back to step {self.run.step} and goes on with another order.")
 
     def hand_back(self) -> Result:
-        """Keep what there is; where no step was taken, nothing is."""
-        return self._result(self._write() if self.run.step else None, finished=False)
+        """Keep what there is; where no step was taken, nothing is. What cannot be written is done again later."""
+        if self.run.step:
+            self.keep()
+        return self._result(self.last if self.run.step else None, finished=False)
 
     def finish(self) -> Result:
         """The weights of the last epoch, or of the best one where the recipe says so."""

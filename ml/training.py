@@ -79,6 +79,7 @@ class Training:
         self.encoder = start_encoder(recipe, seed, weights)
         self.device = next(self.encoder.parameters()).device
         if recipe.compile == "on" or (recipe.compile == "auto" and self.device.type == "cuda"):
+            torch._dynamo.config.suppress_errors = True  # where it cannot be compiled it runs as it is
             self.encoder.compile()  # in place: names of weights stay
         self.objective = objective_of(recipe, data.targets, self.device)
         self.head = self.objective.head(self.encoder.width).to(self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,13 +106,23 @@ def publish(settings: Settings, file: Path, kind: str) -> tuple[str, str]:
     digest = file_digest(file)
     relative = f"{kind}/{digest[:2]}/{digest}{file.suffix}"
     target = root(settings) / relative
-    if not target.exists():
+    if not target.exists() or file_digest(target) != digest:  # one that was damaged is mended
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(file, part)
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.rename(target)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            shutil.copyfile(file, part)
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
+            if file_digest(part) != digest:
+                raise OSError(f"{part.name} does not read back as written")
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return relative, digest
 
 

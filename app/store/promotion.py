@@ -11,7 +11,8 @@ from app.store.names import check_name
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-CHAMPION = "champion"
+UNDONE = "undone"
+"""The reason of a row that an undoing wrote."""
 
 # Label sets by which the one that stands was judged, and the newcomer was not.
 _UNJUDGED = """
@@ -64,21 +65,26 @@ def undo(connection: Connection, alias: str) -> str:
     _lock(connection, alias)
     rows = connection.execute(
         text(
-            "SELECT a.checkpoint_id, c.name FROM model.alias a JOIN model.checkpoint c USING (checkpoint_id) "
-            "WHERE a.alias = :alias ORDER BY a.alias_id DESC"
+            "SELECT a.alias_id, a.checkpoint_id, c.name, a.reason FROM model.alias a "
+            "JOIN model.checkpoint c USING (checkpoint_id) WHERE a.alias = :alias ORDER BY a.alias_id"
         ),
         {"alias": alias},
     ).all()
-    now = current(connection, alias)
-    before = next((row for row in rows if row.checkpoint_id != now), None)
-    if before is None:
+    stack: list[Any] = []
+    for row in rows:  # an undoing takes away what it undid, so that the next one goes a step further back
+        if row.reason == UNDONE:
+            stack.pop()
+        else:
+            stack.append(row)
+    if len(stack) < 2:
         raise InputError(
             f"Expected a checkpoint that {alias!r} meant before, found none; `lachesis promote` names one."
         )
+    before = stack[-2]
     _end(connection, alias)
     connection.execute(
-        text("INSERT INTO model.alias (alias, checkpoint_id, reason) VALUES (:alias, :checkpoint, 'undone')"),
-        {"alias": alias, "checkpoint": before.checkpoint_id},
+        text("INSERT INTO model.alias (alias, checkpoint_id, reason) VALUES (:alias, :checkpoint, :reason)"),
+        {"alias": alias, "checkpoint": before.checkpoint_id, "reason": UNDONE},
     )
     return str(before.name)
 

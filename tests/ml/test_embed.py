@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ml.config import read_recipe
-from ml.embed import embed, shared_volumes, standardise, statistics, to_input
+from ml.embed import BatchSize, embed, shared_volumes, standardise, statistics, to_input
 from ml.encoders import build_encoder
 
 
@@ -52,3 +52,34 @@ def test_vectors_that_cannot_be_searched_for_are_refused() -> None:
 def test_shared_volumes_are_those_of_different_persons() -> None:
     content = ["a", "a", "b", "c", "c", "c"]
     assert shared_volumes(content, np.array([1, 1, 2, 3, 3, 4])) == 3
+
+
+def test_a_batch_doubles_while_that_is_faster_and_halves_where_it_does_not_fit() -> None:
+    batch = BatchSize(2, grows=True)
+    sizes = []
+    for seconds in (1.0, 1.0, 2.0):  # 2 then 4 then 8 volumes: twice as fast, then no faster
+        sizes.append(batch.size)
+        batch.took(batch.size, seconds)
+    assert sizes == [2, 4, 8] and batch.size == 4
+    batch.took(4, 0.1)
+    assert batch.size == 4, "it has settled"
+    batch.does_not_fit()
+    batch.does_not_fit()
+    assert batch.size == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.does_not_fit()
+
+
+def test_embedding_goes_on_with_half_the_batch_where_memory_does_not_suffice() -> None:
+    encoder, recipe = build_encoder("tiny"), read_recipe("tiny", {"batch": "4", "shape_zyx": "16,16,16"})
+    volumes = np.random.default_rng(0).integers(-1000, 400, (7, 16, 16, 16)).astype(np.int16)
+    wanted = embed(encoder, recipe, lambda i: volumes[i], range(7))
+    fits = encoder.body.forward
+
+    def narrow(volume: torch.Tensor) -> torch.Tensor:
+        if len(volume) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return fits(volume)
+
+    encoder.body.forward = narrow  # type: ignore[method-assign]
+    np.testing.assert_allclose(embed(encoder, recipe, lambda i: volumes[i], range(7)), wanted, rtol=1e-4, atol=1e-5)

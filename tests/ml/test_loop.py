@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,32 @@ def test_a_stop_that_cannot_be_written_is_told_and_changes_nothing(
         def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
             raise OSError(28, "No space left on device")
 
-    recipe, watch = read_recipe("tiny", SMALL), Full()
+    recipe, watch = read_recipe("tiny", {**SMALL, "select": "best"}), Full()
     made = pretrain(recipe, ball_data(), seed=0, folder=tmp_path / "full", observer=watch, facts={})
-    whole = pretrain(recipe, ball_data(), seed=0, folder=tmp_path / "whole", observer=Watch(), facts={})
+    plain = read_recipe("tiny", SMALL)
+    whole = pretrain(plain, ball_data(), seed=0, folder=tmp_path / "whole", observer=Watch(), facts={})
     assert "No space left" in watch.alarms[0]
+    assert made.validation["best_epoch"] == -1, "what was not kept is no best"
     assert made.file is not None and whole.file is not None
-    assert made.file.read_bytes() == whole.file.read_bytes()
+    last, wanted = load_file(made.file), load_file(whole.file)
+    assert all(torch.equal(last[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_disk_that_is_full_is_told_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    import resource
+
+    from ml import checkpoint
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    held = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="cannot be written"):
+            checkpoint.save(tmp_path / "c.safetensors", {"a": torch.ones(10_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, held)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_chance_makes_of_a_scan_does_not_depend_on_its_batch() -> None:

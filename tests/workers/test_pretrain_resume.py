@@ -232,3 +232,5 @@ def test_an_alias_means_what_was_judged_by_the_same_labels_and_remembers_what_it
         assert artifacts.find_checkpoint(connection, "champion").name == "new"
         assert promotion.undo(connection, "champion") == "t"
         assert [row["name"] for row in promotion.history(connection, "champion")] == ["t", "new", "t"]
+        with pytest.raises(InputError, match="meant before, found none"):
+            promotion.undo(connection, "champion")

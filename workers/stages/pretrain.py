@@ -387,7 +387,9 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
     except Diverged as error:
         scans = ", ".join(map(str, plan.members.image[error.rows][:20].tolist()))
         raise InputError(f"{error} Their image_occurrence_id: {scans}.") from None
-    except (MemoryError, OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError | OutOfMemoryError) or "allocate memory" in str(error)):
+            raise
         raise InputError(too_large(plan.recipe, str(error))) from None
     watcher.flush()
     if not result.finished:
