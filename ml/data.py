@@ -6,7 +6,7 @@ A training batch is a pure function of (seed, epoch, step), so that resuming nee
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -52,7 +52,7 @@ def permuted_among(groups: NDArray[np.int64], persons: NDArray[np.int64], seed: 
     return source
 
 
-def prefetch(make: Callable[[int], T], items: range, *, threads: int = 2) -> Generator[T, None, None]:
+def prefetch(make: Callable[[int], T], items: Iterable[int], *, threads: int = 2) -> Generator[T, None, None]:
     """make(i) for each item in order, a few ahead of their use, in threads."""
     pool = ThreadPoolExecutor(threads, "prefetch")
     ahead: deque[Future[T]] = deque()

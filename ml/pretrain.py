@@ -18,6 +18,7 @@ from ml.config import Recipe
 from ml.data import prefetch, threads_for
 from ml.embed import embed, statistics, to_input
 from ml.normalisation import reestimate_statistics
+from ml.parallel import SOLO, World
 from ml.schedules import learning_rate
 from ml.training import CALIBRATION, STATISTICS, Data, Training, own_facts, start_encoder
 
@@ -86,6 +87,7 @@ def pretrain(
     resume: Path | None = None,
     best: Path | None = None,
     extends: bool = False,
+    world: World = SOLO,
 ) -> Result:
     """Train an encoder and its head by AdamW, from the null model on, to the last epoch or the observer's word.
 
@@ -100,18 +102,20 @@ def pretrain(
         resume: a stop on the way of this very training.
         best: its stop that was the best so far.
         extends: `resume` is the end of a training with fewer epochs, which goes on.
+        world: which of several ranks this is; the observer of rank 0 alone is asked and told.
 
     Raises:
         ValueError: weights or a stop that do not fit.
         Diverged: numbers that are not finite, also after going back to a stop.
     """
-    torch.set_num_threads(threads_for(recipe))
-    run = Training(recipe, data, seed, weights)
+    torch.set_num_threads(max(1, threads_for(recipe) // world.size))
+    run = Training(recipe, data, seed, weights, world)
     if resume:
         run.resume(resume, extends=extends)
     else:
         run.calibrate()
         run.note_epoch()
+    run.follow()
     keeper = Keeper(run, folder, facts, observer, last=None if extends else resume, best=best)
     while not run.is_over:
         try:
@@ -125,13 +129,14 @@ def pretrain(
 def train_on(run: Training, keeper: Keeper, observer: Observer) -> bool:
     """Take step after step to the end of the run; False where the observer says to stop."""
     meter = _Meter(run, observer)
-    passes = range(run.step * run.passes_per_step, run.num_steps * run.passes_per_step)
     run.train()
-    with closing(prefetch(run.load, passes)) as batches:
+    with closing(prefetch(run.load, run.passes_from(run.step))) as batches:
         while not run.is_over:
-            if observer.stop():
+            stop, due = run.world.agree([run.world.is_first and observer.stop(), keeper.is_due])
+            if stop:
                 return False
-            keeper.keep_when_due()
+            if due:
+                keeper.keep()
             rate = learning_rate(run.recipe, run.step, run.num_steps, run.plateau.scale)
             meter.note(take_step(run, batches, rate), rate)
             if run.step % run.steps_per_epoch == 0:
@@ -140,21 +145,24 @@ def train_on(run: Training, keeper: Keeper, observer: Observer) -> bool:
                 before = replace(run.selection)
                 if run.selection.note(run.epoch, values) and not keeper.keep(is_best=True):
                     run.selection = replace(before, last_epoch=run.epoch)  # a best that is not kept is none
-            observer.progress(run.step, run.num_steps, run.epoch)
+            if run.world.is_first:
+                observer.progress(run.step, run.num_steps, run.epoch)
     return True
 
 
 def take_step(run: Training, batches: Iterator[dict[str, Tensor]], rate: float) -> float:
     """Forward and backward over the scans of one step, and the optimiser; what was lost beyond the null model."""
-    loss = null = torch.zeros((), device=run.device)
-    for _ in range(run.passes_per_step):
+    loss, null = torch.zeros(2, device=run.device).unbind()
+    for _ in range(run.passes):
         batch = run.to_device(next(batches))
         output = run.output(batch)
         part = run.objective.loss(output, batch) / run.volumes_per_step
         part.backward()
         with torch.no_grad():
             loss, null = loss + part.detach(), null + run.objective.null_loss(batch) / run.volumes_per_step
+    run.sum_up(loss, null)
     _update(run, rate, float(loss))
+    run.share_statistics()
     return float(loss - null)
 
 
@@ -207,16 +215,25 @@ class Keeper:
         self.kept_step = -1
         self.at, self.cost = time.monotonic(), 0.0
 
-    def keep_when_due(self) -> None:
-        """Keep a stop at the end of an epoch and every few seconds, where that is worth its cost."""
+    @property
+    def is_due(self) -> bool:
+        """Whether to keep a stop: at the end of an epoch and every few seconds, where that is worth its cost."""
         elapsed = time.monotonic() - self.at
         due = elapsed > KEEP_SECONDS or self.run.step % self.run.steps_per_epoch == 0
-        if self.run.step and due and elapsed > KEEP_TIMES * self.cost:
-            self.keep()
+        return self.run.step > 0 and due and elapsed > KEEP_TIMES * self.cost
 
     def keep(self, *, is_best: bool = False) -> bool:
         """Write a stop; where that fails, training goes on, and whoever watches is told. Whether it is kept."""
         began = time.monotonic()
+        if self.run.world.is_first:
+            self._try_to_write(is_best=is_best)
+        self.at = time.monotonic()
+        self.cost = self.at - began
+        kept_step, last, best = self.run.world.agree([self.kept_step, *map(_text, (self.last, self.best))])
+        self.kept_step, self.last, self.best = kept_step, _path(last), _path(best)
+        return self.kept_step == self.run.step
+
+    def _try_to_write(self, *, is_best: bool) -> None:
         for attempt in range(1 + WRITE_AGAIN):
             try:
                 self._write(is_best=is_best)
@@ -229,9 +246,6 @@ class Keeper:
                     )
                 else:
                     time.sleep(WAIT_SECONDS)
-        self.at = time.monotonic()
-        self.cost = self.at - began
-        return self.kept_step == self.run.step
 
     def _write(self, *, is_best: bool = False) -> Path:
         file = self.run.save(self.folder / f"step-{self.run.step}.safetensors", self.facts)
@@ -264,13 +278,38 @@ class Keeper:
             self.keep()  # so that the training can go on after its end
         if run.recipe.select == "best" and self.best is not None:
             run.take_weights(self.best)
-        return self._result(run.finish(self.folder / "final.safetensors", self.facts), finished=True)
+        file = run.finish(self.folder / "final.safetensors", self.facts) if run.world.is_first else None
+        return self._result(file, finished=True)
 
     def _result(self, file: Path | None, *, finished: bool) -> Result:
         run = self.run
         last = run.history[-1] if run.history else {}
         validation = {**last, "epochs": run.history, "best_epoch": run.selection.best_epoch}
         return Result(file=file, step=run.step, num_steps=run.num_steps, finished=finished, validation=validation)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+class Silent:
+    """The observer of a rank that nobody watches."""
+
+    def stop(self) -> bool:
+        return False
+
+    def progress(self, step: int, total: int, epoch: int) -> None: ...
+
+    def curve(self, step: int, epoch: int, values: Mapping[str, float]) -> None: ...
+
+    def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
+        return file
+
+    def alarm(self, message: str) -> None: ...
 
 
 class _Meter:

@@ -24,6 +24,7 @@ from ml.encoders import Encoder, build_encoder
 from ml.heads import Standardise
 from ml.normalisation import batch_norms
 from ml.objectives import objective_of
+from ml.parallel import SOLO, World
 from ml.schedules import Plateau
 from ml.selection import Probe, Selection
 from ml.targets import BinaryTargets
@@ -74,8 +75,8 @@ def start_encoder(recipe: Recipe, seed: int, weights: Path | None = None) -> Enc
 class Training:
     """One run. Begins at the null model of the train split; every batch is a function of the seed and the step."""
 
-    def __init__(self, recipe: Recipe, data: Data, seed: int, weights: Path | None = None) -> None:
-        self.recipe, self.data, self.seed = recipe, data, seed
+    def __init__(self, recipe: Recipe, data: Data, seed: int, weights: Path | None = None, world: World = SOLO) -> None:
+        self.recipe, self.data, self.seed, self.world = recipe, data, seed, world
         self.encoder = start_encoder(recipe, seed, weights)
         self.device = next(self.encoder.parameters()).device
         if recipe.compile == "on" or (recipe.compile == "auto" and self.device.type == "cuda"):
@@ -92,6 +93,11 @@ class Training:
         # a cohort smaller than a step is one step an epoch; scans left over by a shuffle have their turn in the next
         self.volumes_per_step = min(recipe.volumes_per_step, len(data.train))
         self.passes_per_step = -(-self.volumes_per_step // recipe.batch)
+        if self.passes_per_step < world.size:
+            raise ValueError(
+                f"Expected a step of at least {world.size} passes for {world.size} devices, got "
+                f"{self.passes_per_step}; use --set accumulate={world.size} with a smaller batch, or fewer devices."
+            )
         self.steps_per_epoch = len(data.train) // self.volumes_per_step
         self.num_steps = recipe.epochs * self.steps_per_epoch
         self.step, self.skipped, self.turn = 0, 0, 0
@@ -117,6 +123,37 @@ class Training:
     def is_over(self) -> bool:
         """Whether the last step is taken, or nothing better came for too long."""
         return self.step >= self.num_steps or self.selection.is_over
+
+    def passes_from(self, step: int) -> list[int]:
+        """This rank's forward passes from a step on."""
+        per = self.passes_per_step
+        return [p for s in range(step, self.num_steps) for p in self.world.own(range(s * per, (s + 1) * per))]
+
+    @property
+    def passes(self) -> int:
+        """This rank's forward passes in a step."""
+        return len(self.world.own(range(self.passes_per_step)))
+
+    def sum_up(self, loss: Tensor, null: Tensor) -> None:
+        """Make gradients and losses those of all ranks."""
+        if self.world.size > 1:
+            for parameter in self.named.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.world.all_sum([loss, null, *(p.grad for p in self.named.values() if p.grad is not None)])
+
+    def share_statistics(self) -> None:
+        """Running statistics as the mean of all ranks'."""
+        if self.world.size > 1:
+            buffers = [b for m in (self.encoder, self.head) for b in m.buffers() if b.is_floating_point()]
+            self.world.all_sum(buffers)
+            for buffer in buffers:
+                buffer.div_(self.world.size)
+
+    def follow(self) -> None:
+        """Begin with rank 0's weights and statistics."""
+        states = [t for m in (self.encoder, self.head) for t in m.state_dict().values() if t.is_floating_point()]
+        self.world.follow([*states, *self.average.values()])
 
     def train(self) -> None:
         """Put both parts in train mode."""
@@ -215,12 +252,15 @@ class Training:
         self.epoch_loss = [0.0, 0.0]
         if len(self.data.tuning) == 0:
             return {}
+        self.history.append(self.world.agree(self._judge() if self.world.is_first else None))
+        return self.history[-1]
+
+    def _judge(self) -> dict[str, float]:
         with self.averaged():
             loss, null, tuning_ND = self.validate(self.data.tuning)
             values = {"epoch": self.epoch, "tuning_loss": loss, "null_loss": null, "tuning_gain": null - loss}
             c = self._probe_c(tuning_ND)
-        self.history.append(values if c is None else values | {"tuning_probe_c": c})
-        return self.history[-1]
+        return values if c is None else values | {"tuning_probe_c": c}
 
     def _probe_c(self, tuning_ND: NDArray[np.float32]) -> float | None:
         if self.probe is None or not self.probe.tasks:

@@ -183,6 +183,7 @@ def pretrain(
         str | None, typer.Option("--continue", help="Checkpoint whose finished training goes on, by --epochs more.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="How many more, with --continue.", min=1)] = None,
+    gpus: Annotated[int, typer.Option(help="Devices of one host that share each step.", min=1, max=64)] = 1,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
@@ -209,7 +210,7 @@ def pretrain(
                 "Expected --continue CHECKPOINT with --epochs N and, if wanted, --name alone: all else is that of the "
                 f"training which goes on; to start another from its weights, --set weights={continue_}."
             )
-        more = {"continue": continue_, "epochs": epochs, "name": name}
+        more = {"continue": continue_, "epochs": epochs, "name": name, "gpus": gpus}
         queue("pretrain", more, name or continue_, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
         return
     if epochs is not None:
@@ -229,6 +230,7 @@ def pretrain(
         "seed": seed,
         "set": settings_of_recipe(set_ or [], recipe),
         "shuffle_volumes": shuffle_volumes,
+        "gpus": gpus,
     }
     queue("pretrain", args, checkpoint, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 

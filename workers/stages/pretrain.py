@@ -29,6 +29,8 @@ from workers.bridge import (
     read_members,
     read_scans,
 )
+from workers.holder import device
+from workers.ranks import check_devices
 from workers.scan_volumes import ScanVolumes, permuted_images, prepare
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ class Plan:
     """Names and digests of the inputs; equal facts make equal weights."""
     continues: Continued | None = None
     """The training that this one carries on."""
+    gpus: int = 1
+    """Devices that share the work; they do not decide what is made."""
 
     @property
     def identity(self) -> str:
@@ -164,6 +168,7 @@ def _plan(work: Work) -> Plan:
         scans=scans,
         facts=facts,
         continues=continues,
+        gpus=int(args.get("gpus") or 1),
     )
 
 
@@ -215,6 +220,7 @@ def _asked(connection: Connection, work: Work) -> tuple[dict[str, Any], Continue
         )
     settings = parent.recipe["settings"]
     asked = {
+        "gpus": args.get("gpus"),
         "arm": parent.arm,
         "labels": parent.recipe["label_set"],
         "name": args.get("name") or parent.name,
@@ -345,7 +351,8 @@ def _describe(plan: Plan, data: Data, volumes: ScanVolumes) -> dict[str, Any]:
         "num_unreadable": len(volumes.failed),
         "per_scan": targets.per_scan,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device(),  # asked of the driver's files: forks of this process use the devices
+        "num_devices": plan.gpus,
     }
     if isinstance(targets, TteTargets):
         last = targets.edges[-1]
@@ -376,6 +383,8 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
         return keep_untrained(plan.recipe, data, **common)
     stops = _stops(work)
     work.started_at_step(stops.step)
+    if plan.gpus > 1 and not check_devices(plan.gpus):
+        work.log(f"There is no accelerator on this host: {plan.gpus} processes share the processor.")
     watcher = Watcher(work, plan, described)
     extends = stops.last is None and plan.continues is not None
     if plan.continues is not None and stops.last is None:
