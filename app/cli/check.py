@@ -128,12 +128,13 @@ def tasks(
       lachesis check tasks --labels outcomes --strict
     """
     from app.cli.look import connect, print_table
+    from app.settings import read_settings
     from app.store import task_checks
 
     engine = connect()
     with engine.connect() as connection:
         specs = asked_specs(connection, files or [], task or [], task_set, labels)
-        findings = task_checks.check_specs(connection, specs)
+        findings = task_checks.check_specs(connection, specs, read_settings())
         if labels:
             findings += task_checks.check_labels(connection, labels)
     count = {status: sum(f.status == status for f in findings) for status in ("fail", "warn")}

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import StoreError
 from app.loading.cdm import VOCABULARY
 from app.loading.decode import sql_text
 from app.loading.validate import one
-from app.store.artifacts import root
+from app.store.released_words import kept_file
 from app.store.vocabulary import Release
 
 if TYPE_CHECKING:
@@ -36,19 +35,13 @@ def views(decoder: duckdb.DuckDBPyConnection, settings: Settings, release: Relea
         StoreError: a file is not on this host.
     """
     for table, spec in VOCABULARY.items():
-        kept = release.files.get(table)
-        if kept is None:
+        path = kept_file(settings, release, table)
+        if path is None:
             types = {"int": "INTEGER", "date": "DATE", "text": "VARCHAR"}
             listed = ", ".join(f"NULL::{types[kind]} AS {name}" for name, kind in spec.columns)
             decoder.execute(f"CREATE OR REPLACE VIEW k_{table} AS SELECT {listed} WHERE false")
-            continue
-        path = root(settings) / str(kept["path"])
-        if not path.is_file() or path.stat().st_size != kept["bytes"]:
-            raise StoreError(
-                f"Expected the vocabulary {release.version} beside the store, found {table} missing or cut short; "
-                "set LACHESIS_ARTIFACTS to where it is, or run `lachesis load vocabulary` again."
-            )
-        decoder.execute(f"CREATE OR REPLACE VIEW k_{table} AS FROM read_parquet({sql_text(str(path))})")
+        else:
+            decoder.execute(f"CREATE OR REPLACE VIEW k_{table} AS FROM read_parquet({sql_text(str(path))})")
 
 
 def add_seeds(decoder: duckdb.DuckDBPyConnection, table: str, concepts: Iterable[int]) -> None:

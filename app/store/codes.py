@@ -13,6 +13,8 @@ from app.tasks.spec import ANY_UNIT, DEATH, TaskSpec
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from app.settings import Settings
+
 INPATIENT, EMERGENCY_AND_INPATIENT = 9201, 262
 OWN_CONCEPTS = {DEATH, INPATIENT, EMERGENCY_AND_INPATIENT}
 """Concepts that Lachesis names itself; they need no vocabulary."""
@@ -83,8 +85,12 @@ class Resolved:
         }
 
 
-def resolve(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bool) -> list[dict[str, Any]]:
+def resolve(
+    connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bool, settings: Settings | None = None
+) -> list[dict[str, Any]]:
     """What the codes of tasks mean, one record a task.
+
+    Codes that no row uses are looked up in the vocabulary that is kept beside the store, which `settings` find.
 
     Raises:
         InputError: codes are not in the vocabulary (unless allow_absent: those tasks then lack them).
@@ -93,6 +99,8 @@ def resolve(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: 
         known=known_concepts(connection, [c for spec in specs for c in ids_of(spec)]),
         by_code=by_code(connection, {code for spec in specs for code in codes_of(spec)}),
     )
+    if settings is not None:
+        words = words_of_release(connection, settings, specs, words)
     found = [resolve_one(connection, spec, words) for spec in specs]
     absent = [f"{code} (task {spec.name})" for spec, r in zip(specs, found, strict=True) for code in r.absent]
     if absent and not allow_absent:
@@ -111,6 +119,18 @@ class Words:
     known: set[int]
     by_code: dict[str, list[tuple[int, str | None]]]
     """Code → its concepts, each with its `standard_concept`."""
+    maps_to: dict[int, list[int]] = field(default_factory=dict)
+    """What concepts map to of which only the kept vocabulary knows."""
+
+
+def words_of_release(connection: Connection, settings: Settings, specs: Sequence[TaskSpec], words: Words) -> Words:
+    """The words, with what the kept vocabulary says of those that the store lacks."""
+    from app.store.released_words import look_up
+
+    ids = {c for spec in specs for c in ids_of(spec)} - words.known
+    codes = {code for spec in specs for code in codes_of(spec)} - words.by_code.keys()
+    more = look_up(connection, settings, ids, codes)
+    return Words(known=words.known | more.known, by_code=words.by_code | more.by_code, maps_to=more.maps_to)
 
 
 def codes_of(spec: TaskSpec) -> list[str]:
@@ -131,7 +151,7 @@ def resolve_one(connection: Connection, spec: TaskSpec, words: Words) -> Resolve
     result.absent += [code for code in codes if code not in words.by_code]
     result.concepts = [c for c in spec.concepts if c in words.known]
     named = [row for code in spec.vocabulary_codes for row in words.by_code.get(code, [])]
-    result.concepts += standard(connection, named)
+    result.concepts += standard(connection, named, words)
     result.source_concepts = [c for code in spec.source_codes for c, _ in words.by_code.get(code, [])]
     for rule in spec.values:
         unit = None if rule.unit == ANY_UNIT else rule.unit
@@ -148,7 +168,7 @@ def resolve_one(connection: Connection, spec: TaskSpec, words: Words) -> Resolve
 def enumerate_concepts(connection: Connection, spec: TaskSpec, named: Sequence[int], words: Words) -> list[int]:
     """All concepts of a task one by one: what it names, less what it excludes."""
     excluded = [row for code in spec.exclude_vocabulary_codes for row in words.by_code.get(code, [])]
-    away = [*spec.exclude_concepts, *standard(connection, excluded)]
+    away = [*spec.exclude_concepts, *standard(connection, excluded, words)]
     plain = [ConceptSetItem(concept_id=c, descendants=spec.descendants) for c in named]
     plain += [ConceptSetItem(concept_id=c, descendants=spec.descendants, excluded=True) for c in away]
     of_set = [i for i in spec.concept_set if i.excluded or i.concept_id in words.known]
@@ -184,7 +204,7 @@ def by_code(connection: Connection, codes: Iterable[str]) -> dict[str, list[tupl
     return found
 
 
-def standard(connection: Connection, concepts: Sequence[tuple[int, str | None]]) -> list[int]:
+def standard(connection: Connection, concepts: Sequence[tuple[int, str | None]], words: Words) -> list[int]:
     """The concepts themselves, and what those that are not standard map to."""
     from sqlalchemy import text
 
@@ -192,6 +212,7 @@ def standard(connection: Connection, concepts: Sequence[tuple[int, str | None]])
     others = [concept for concept, is_standard in concepts if is_standard != "S"]
     if others:
         ids += connection.execute(text(_MAPS_TO), {"ids": others}).scalars().all()
+        ids += [to for concept in others for to in words.maps_to.get(concept, ())]
     return ids
 
 

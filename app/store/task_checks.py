@@ -13,6 +13,8 @@ from app.tasks.spec import TaskSpec
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from app.settings import Settings
+
 OVERLAP = 0.9
 """Code sets of which a larger share is common are one question asked twice."""
 FEW, SCARCE = 20, 50
@@ -72,9 +74,9 @@ class Finding:
         return asdict(self)
 
 
-def check_specs(connection: Connection, specs: Sequence[TaskSpec]) -> list[Finding]:
+def check_specs(connection: Connection, specs: Sequence[TaskSpec], settings: Settings | None = None) -> list[Finding]:
     """What is remarkable in tasks and the vocabulary and rows of this store. Raises InputError as `resolve` does."""
-    resolved = resolve(connection, specs, allow_absent=True)
+    resolved = resolve(connection, specs, allow_absent=True, settings=settings)
     sets = {spec.name: _expanded(connection, spec, found) for spec, found in zip(specs, resolved, strict=True)}
     findings = [
         finding
@@ -112,7 +114,7 @@ def _of_one(
         values = {"concepts": list(concepts), "source_concepts": resolved["source_concepts"]}
         if not connection.scalar(text(SEEN), values):
             yield Finding(
-                spec.name, "never_seen", "fail", f"none of its {len(concepts):,} concepts is in any event",
+                spec.name, "never_seen", "fail", f"its {len(concepts):,} concepts are known, and none is in any event",
                 "look the codes up with `lachesis concepts`",
             )  # fmt: skip
     yield from _units(connection, spec, resolved, concepts)

@@ -19,6 +19,8 @@ from app.tasks.spec import TaskSpec
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from app.settings import Settings
+
 MAX_TASKS = 32_767
 """Positions are int2."""
 
@@ -63,7 +65,13 @@ def build(work: Work) -> dict[str, Any]:
         connection = connection.execution_options(isolation_level="REPEATABLE READ")
         cohort = names.find(connection, "cohort", str(args.get("cohort")))
         if size is None:
-            chosen = given(connection, specs, allow_absent=bool(args.get("allow_absent")), ban=args.get("ban"))
+            chosen = given(
+                connection,
+                specs,
+                allow_absent=bool(args.get("allow_absent")),
+                ban=args.get("ban"),
+                settings=work.settings,
+            )
         else:
             chosen = by_entropy(work, connection, cohort, int(size), args.get("ban"))
         connection.rollback()
@@ -78,7 +86,9 @@ def build(work: Work) -> dict[str, Any]:
     return result | made | ({"asked": int(size)} if size is not None else {})
 
 
-def given(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bool, ban: str | None) -> TaskSet:
+def given(
+    connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bool, ban: str | None, settings: Settings
+) -> TaskSet:
     """A set of given tasks."""
     if ban:
         raise InputError("Expected --ban beside --size only; tasks that are given by name or file are not banned.")
@@ -87,7 +97,7 @@ def given(connection: Connection, specs: Sequence[TaskSpec], *, allow_absent: bo
         raise InputError(f"Expected every task once in a set, got {twice[0]!r} twice; leave one out or rename it.")
     if len(specs) > MAX_TASKS:
         raise InputError(f"Expected at most {MAX_TASKS:,} tasks in a set, got {len(specs):,}.")
-    resolved = resolve(connection, specs, allow_absent=allow_absent)
+    resolved = resolve(connection, specs, allow_absent=allow_absent, settings=settings)
     return TaskSet(kind="clinical", specs=specs, resolved=resolved, definition={"given": [s.name for s in specs]})
 
 
