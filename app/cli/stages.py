@@ -80,6 +80,10 @@ def tasks(
     ban: Annotated[
         str | None, typer.Option(help="Task set whose concepts, with descendants, may not be chosen.")
     ] = None,
+    source_concepts: Annotated[
+        bool,
+        typer.Option("--source-concepts", help="Choose among source concepts, too, as children of what they map to."),
+    ] = False,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,
@@ -96,7 +100,10 @@ def tasks(
     if (size is None) == (not task and not file):
         raise InputError("Expected either --size or at least one --task or --file; give one of the two.")
     specs = chosen_tasks(task or [], [Path(existing(f, "a task file")) for f in file or []])
+    if source_concepts and size is None:
+        raise InputError("Expected --source-concepts beside --size only; tasks by name or file say source_codes.")
     args = {"name": name, "cohort": cohort, "size": size, "ban": ban, "specs": [s.to_dict() for s in specs]}
+    args["source_concepts"] = source_concepts
     queue("tasks", args, name, detach=detach, inline=inline, dry_run=dry_run, as_json=as_json)
 
 

@@ -84,15 +84,28 @@ WITH given AS (
     FROM label.task t, jsonb_array_elements_text(t.definition -> 'resolved' -> 'source_concepts') s(concept_id)
     JOIN omop.concept_relationship r ON r.concept_id_1 = s.concept_id::int AND r.relationship_id = 'Maps to'
     WHERE t.task_set_id = :task_set_id
+    UNION
+    SELECT s.concept_id::int
+    FROM label.task t, jsonb_array_elements_text(t.definition -> 'resolved' -> 'source_concepts') s(concept_id)
+    WHERE t.task_set_id = :task_set_id
+), narrower AS (
+    SELECT concept_id FROM given
+    UNION
+    SELECT a.descendant_concept_id FROM given g JOIN omop.concept_ancestor a ON a.ancestor_concept_id = g.concept_id
 )
-SELECT concept_id FROM given
+SELECT concept_id FROM narrower
 UNION
-SELECT a.descendant_concept_id FROM given g JOIN omop.concept_ancestor a ON a.ancestor_concept_id = g.concept_id
+SELECT r.concept_id_1 FROM narrower n JOIN omop.concept_relationship r ON r.concept_id_2 = n.concept_id
+WHERE :source_concepts AND r.relationship_id = 'Maps to'
 """
 
 
-def banned_by(connection: Connection, task_set_id: int) -> set[int]:
-    """The concepts of a task set (also those its source codes map to) and all their descendants."""
+def banned_by(connection: Connection, task_set_id: int, *, source_concepts: bool = False) -> set[int]:
+    """The concepts of a task set (also those its source codes map to) and all their descendants.
+
+    With `source_concepts` also those that map to any of these.
+    """
     from sqlalchemy import text
 
-    return set(connection.execute(text(BANNED), {"task_set_id": task_set_id}).scalars())
+    values = {"task_set_id": task_set_id, "source_concepts": source_concepts}
+    return set(connection.execute(text(BANNED), values).scalars())

@@ -6,7 +6,7 @@ only rows of concepts that somebody has are asked for, so that a whole vocabular
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,27 @@ SELECT string_agg(int4send(c.id) || int4send(a.ancestor_concept_id), '')
 FROM unnest(%s::int[]) c(id) CROSS JOIN LATERAL (
     SELECT a.ancestor_concept_id FROM omop.concept_ancestor a
     WHERE a.descendant_concept_id = c.id AND a.ancestor_concept_id <> 0 {more} OFFSET 0) a
+"""
+# Persons who have a source concept that stands for none of its own, and those who have it within follow-up of a scan.
+SOURCE_CONCEPTS = """
+WITH scan AS (
+    SELECT person_id, date_trunc('second', index_time) AS index_time, date_trunc('second', follow_up_end) AS ends
+    FROM label.cohort_member WHERE cohort_id = %(cohort_id)s AND split = 'train' AND eligible
+), had AS (
+    SELECT e.source_concept_id AS concept_id, e.person_id, bool_or(EXISTS (
+               SELECT FROM scan s WHERE s.person_id = e.person_id
+               AND date_trunc('second', e.time) > s.index_time AND date_trunc('second', e.time) <= s.ends)) AS after
+    FROM omop.event e
+    WHERE e.person_id IN (SELECT person_id FROM scan) AND e.source_concept_id <> ALL (%(standard)s::int[])
+      AND e.source_concept_id <> 0 GROUP BY 1, 2
+)
+SELECT concept_id, count(*), count(*) FILTER (WHERE after)
+FROM had JOIN omop.concept USING (concept_id) GROUP BY 1 ORDER BY 1
+"""
+MAPS_TO = """
+SELECT string_agg(int4send(r.concept_id_1) || int4send(r.concept_id_2), '') FROM omop.concept_relationship r
+WHERE r.concept_id_1 = ANY (%s::int[]) AND r.relationship_id = 'Maps to' AND r.invalid_reason IS NULL
+  AND r.concept_id_2 <> 0 AND r.concept_id_2 <> r.concept_id_1
 """
 PARENTS = ANCESTORS.format(more="AND a.min_levels_of_separation = 1")
 ANCESTORS = ANCESTORS.format(more="")
@@ -78,6 +99,26 @@ def count(
     base = base_persons(connection, concept, persons, len(scans.person))
     columns = [column.tolist() for column in (concept, persons, events, base)]
     return list(zip(*columns, strict=True)), len(scans.person)
+
+
+def source_counts(
+    connection: Connection, cohort_id: int, standard: Sequence[tuple[int, int, int, int]], everybody: int
+) -> list[tuple[int, int, int, int]]:
+    """The same of source concepts, whose parents are the concepts that they map to.
+
+    Args:
+        connection: whose transaction it is.
+        cohort_id: the cohort.
+        standard: what `count` gave; a concept in it is no source concept, though rows name it as such.
+        everybody: how many train persons there are.
+    """
+    persons = {concept: n for concept, n, _, _ in standard}
+    values = {"cohort_id": cohort_id, "standard": list(persons)}
+    rows = raw(connection).cursor(binary=True).execute(SOURCE_CONCEPTS, values).fetchall()
+    parents: dict[int, list[int]] = {}
+    for source, concept in read_pairs(connection, MAPS_TO, np.array([row[0] for row in rows], np.int32)).tolist():
+        parents.setdefault(source, []).append(persons.get(concept, 0))
+    return [(concept, n, after, min(parents.get(concept, [everybody]))) for concept, n, after in rows]
 
 
 def read_scans(connection: Connection, cohort_id: int) -> Scans:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,8 @@ def build(work: Work) -> dict[str, Any]:
                 settings=work.settings,
             )
         else:
-            chosen = by_entropy(work, connection, cohort, int(size), args.get("ban"))
+            source = bool(args.get("source_concepts"))
+            chosen = by_entropy(work, connection, cohort, int(size), args.get("ban"), source_concepts=source)
         connection.rollback()
     work.check()
     if size is not None and len(chosen.specs) < size:
@@ -101,28 +102,38 @@ def given(
     return TaskSet(kind="clinical", specs=specs, resolved=resolved, definition={"given": [s.name for s in specs]})
 
 
-def by_entropy(work: Work, connection: Connection, cohort: names.Version, size: int, ban: str | None) -> TaskSet:
-    """The `size` most informative tasks, by the train persons of a cohort."""
+def by_entropy(
+    work: Work,
+    connection: Connection,
+    cohort: names.Version,
+    size: int,
+    ban: str | None,
+    *,
+    source_concepts: bool = False,
+) -> TaskSet:
+    """The `size` most informative tasks, by the train persons of a cohort; also of source concepts where asked."""
     if not 1 <= size <= MAX_TASKS:
         raise InputError(f"Expected a size from 1 to {MAX_TASKS:,}, got {size:,}.")
     ban_set = names.find(connection, "task set", ban) if ban else None
-    banned = entropy.banned_by(connection, ban_set.id) if ban_set else set()
+    banned = entropy.banned_by(connection, ban_set.id, source_concepts=source_concepts) if ban_set else set()
     counts, persons = entropy_counts.count(
         connection, cohort.id, lambda done, total: work.progress(done, total, "persons", "weigh")
     )
-    candidates = entropy.weigh(counts, persons, size, banned)
+    of_source = entropy_counts.source_counts(connection, cohort.id, counts, persons) if source_concepts else []
+    candidates = entropy.weigh([*counts, *of_source], persons, size, banned)
     chosen = [c.concept_id for c in candidates if c.verdict == "chosen"]
-    specs = pretraining_specs(connection, chosen)
-    nothing = {"source_concepts": [], "units": [], "absent": [], "by_statement": False}
+    sources = {row[0] for row in of_source}
+    specs = pretraining_specs(connection, chosen, sources)
     return TaskSet(
         kind="pretraining",
         specs=specs,
-        resolved=[{"concepts": [concept]} | nothing for concept in chosen],
+        resolved=[meaning(concept, is_source=concept in sources) for concept in chosen],
         definition={
             "size": size,
             "ban": f"{ban_set.name}@{ban_set.version}" if ban_set else None,
             "cohort": f"{cohort.name}@{cohort.version}",
             "train_persons": persons,
+            **({"source_concepts": True} if source_concepts else {}),
         },
         cohort_id=cohort.id,
         candidates=candidates,
@@ -130,8 +141,22 @@ def by_entropy(work: Work, connection: Connection, cohort: names.Version, size: 
     )
 
 
-def pretraining_specs(connection: Connection, concepts: Sequence[int]) -> list[TaskSpec]:
-    """One task a concept, by the paper's rule: next occurrence after the index, history kept."""
+def meaning(concept: int, *, is_source: bool) -> dict[str, Any]:
+    """What a pretraining task means, as `resolve` says it of given ones."""
+    return {
+        "concepts": [] if is_source else [concept],
+        "source_concepts": [concept] if is_source else [],
+        "units": [],
+        "absent": [],
+        "by_statement": is_source,
+    }
+
+
+def pretraining_specs(connection: Connection, concepts: Sequence[int], sources: Collection[int] = ()) -> list[TaskSpec]:
+    """One task a concept, by the paper's rule: next occurrence after the index, history kept.
+
+    Of those in `sources` rows count that the source wrote so, whatever standard concept they have.
+    """
     from sqlalchemy import text
 
     statement = """
@@ -148,7 +173,8 @@ def pretraining_specs(connection: Connection, concepts: Sequence[int]) -> list[T
             TaskSpec(
                 name=name,
                 title=row.concept_name if row is not None and row.concept_name else None,
-                concepts=(concept,),
+                concepts=() if concept in sources else (concept,),
+                source_codes=(row.code,) if concept in sources and row is not None else (),
                 occurrence="next",
                 prior="keep",
                 same_day="after",
@@ -227,11 +253,12 @@ def store(connection: Connection, name: str, chosen: TaskSet, job_id: int | None
 
 def task_rows(chosen: TaskSet) -> list[list[Any]]:
     """Rows of label.task, from position on."""
-    weights = {c.concept_id: c for c in chosen.candidates}
+    weights: dict[int | None, entropy.Candidate] = {c.concept_id: c for c in chosen.candidates}
     rows = []
     for position, (spec, resolved) in enumerate(zip(chosen.specs, chosen.resolved, strict=True)):
         alone = resolved["concepts"][0] if len(resolved["concepts"]) == 1 and not spec.by_statement else None
-        weight = weights.get(alone) if alone is not None else None
+        source = resolved["source_concepts"][0] if len(resolved["source_concepts"]) == 1 else None
+        weight = weights.get(alone if alone is not None else source if not resolved["concepts"] else None)
         rows.append(
             [
                 position, spec.name, spec.title, alone, spec.start_seconds, spec.occurrence, spec.prior, spec.death,
