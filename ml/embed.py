@@ -6,7 +6,7 @@ Shape suffixes: B = scan of a batch, N = scan, D = embedding.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -23,6 +23,8 @@ PASSES, FASTER = 8, 1.05
 """Passes after which a batch size is judged, and how much faster a larger one has to be."""
 HALF_MAX = 65504.0
 """The largest number a half holds; pgvector's halfvec refuses more."""
+_ROWS = 1_000
+"""Vectors standardised at once."""
 
 
 def pick_device() -> torch.device:
@@ -57,6 +59,9 @@ def embed(
     volume: Callable[[int], NDArray[np.int16]],
     items: Sequence[int],
     report: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    known: Mapping[int, NDArray[np.float32]] | None = None,
+    keep: Callable[[Sequence[int], NDArray[np.float32]], None] = lambda items, raw_BD: None,
 ) -> NDArray[np.float32]:
     """(N, D) raw embeddings of the volumes of `items`, in evaluation mode.
 
@@ -66,29 +71,36 @@ def embed(
         volume: item → (Z, Y, X) in HU.
         items: distinct volumes, to be embedded once each.
         report: called with (done, total) volumes.
+        known: item → (D,) raw embedding of an earlier attempt; batches that are known as a whole are not made again, so
+            that the result is that of an attempt without a break.
+        keep: called with the items and raw embeddings of each batch made.
     """
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
+    known = known or {}
     # On a processor no more than training takes at once: that is the memory that whoever set the batch has.
     batch = BatchSize(recipe.batch, grows=device.type == "cuda")
     made = np.empty((len(items), encoder.width), np.float32)
-    done = 0
-    while done < len(items):
+    todo = _take(made, items, known, recipe.batch)
+    done, there = 0, len(items) - len(todo)
+    while done < len(todo):
         size, began, before = batch.size, time.monotonic(), done
-        starts = range(done, min(len(items), done + size * PASSES), size)
+        starts = range(done, min(len(todo), done + size * PASSES), size)
 
         def load(i: int, starts: range = starts) -> Tensor:
-            return torch.from_numpy(np.stack([volume(v) for v in items[starts[i] : starts[i] + starts.step]]))
+            return torch.from_numpy(np.stack([volume(items[v]) for v in todo[starts[i] : starts[i] + starts.step]]))
 
         try:
             with closing(prefetch(load, range(len(starts)))) as passes:
                 for voxels_BZYX in passes:
                     with autocast(recipe, device):
                         embedding_BD = encoder(to_input(voxels_BZYX.to(device), recipe))
-                    made[done : done + len(voxels_BZYX)] = embedding_BD.float().cpu().numpy()
+                    rows = todo[done : done + len(voxels_BZYX)]
+                    made[rows] = embedding_BD.float().cpu().numpy()
+                    keep([items[row] for row in rows], made[rows])
                     done += len(voxels_BZYX)
-                    report(done, len(items))
+                    report(there + done, len(items))
         except torch.OutOfMemoryError:
             batch.does_not_fit()
             torch.cuda.empty_cache()
@@ -122,6 +134,20 @@ class BatchSize:
         self._smallest = min(self._smallest, self.size)
 
 
+def _take(
+    made_ND: NDArray[np.float32], items: Sequence[int], known: Mapping[int, NDArray[np.float32]], batch: int
+) -> list[int]:
+    """Put in what is known; the places of all others, in batches that are whole."""
+    todo: list[int] = []
+    for start in range(0, len(items), batch):
+        rows = range(start, min(start + batch, len(items)))
+        if all(items[row] in known for row in rows):
+            made_ND[start : rows.stop] = [known[items[row]] for row in rows]
+        else:
+            todo += rows
+    return todo
+
+
 def statistics(raw_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and SD (D,) of train embeddings. Raises ValueError where all are the same vector."""
     mean, sd = raw_ND.mean(0, dtype=np.float64), raw_ND.std(0, dtype=np.float64)
@@ -139,7 +165,15 @@ def standardise(raw_ND: NDArray[np.float32], mean: NDArray[np.float64], sd: NDAr
         ValueError: a vector is zero, not finite, or beyond the range of a half.
     """
     varies = sd > 1e-6 * (1 + np.abs(mean))
-    made = ((raw_ND - mean) / np.where(varies, sd, 1.0) * varies).astype(np.float32)
+    made = np.empty(raw_ND.shape, np.float32)
+    for i in range(0, len(made), _ROWS):  # what is computed in float64 is never all there
+        made[i : i + _ROWS] = (raw_ND[i : i + _ROWS] - mean) / np.where(varies, sd, 1.0) * varies
+    _refuse(made)
+    return made
+
+
+def _refuse(made: NDArray[np.float32]) -> None:
+    """Raise ValueError for vectors that cannot be searched for."""
     for fault, words in (
         (~np.isfinite(made).all(1), "are not finite"),
         (~made.any(1), "are zero"),
@@ -149,7 +183,6 @@ def standardise(raw_ND: NDArray[np.float32], mean: NDArray[np.float64], sd: NDAr
             raise ValueError(
                 f"Expected embeddings that can be searched, got {int(fault.sum())} of {len(made)} that {words}."
             )
-    return made
 
 
 def shared_volumes(content: Sequence[str], persons: NDArray[np.int64]) -> int:

@@ -54,6 +54,10 @@ def nearest(connection: Connection, image: int, checkpoint: str, k: int, among: 
         raise InputError(str(error.orig).splitlines()[0]) from None
 
 
+_TASKS = """
+SELECT t.name FROM label.label_set l JOIN label.task t USING (task_set_id)
+WHERE l.label_set_id = label.find_label_set(:labels) ORDER BY t.position
+"""
 _OUTCOMES = """
 SELECT t.image_occurrence_id, t.person_id, t.status, t.time_days FROM label.tte_long(:labels) t
 WHERE t.task = :task AND t.image_occurrence_id = ANY(:images)
@@ -70,7 +74,16 @@ def outcomes(
         so); the last two null, and the rows left as they were, where fewer than 11 persons are behind them.
     """
     from sqlalchemy import text
+    from sqlalchemy.exc import DBAPIError
 
+    try:
+        known = list(connection.execute(text(_TASKS), {"labels": labels}).scalars())
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", "") not in ("P0002", "42704"):
+            raise
+        raise InputError(str(error.orig).splitlines()[0]) from None
+    if task not in known:
+        raise UnknownName("task", task, known)
     values = {"labels": labels, "task": task, "images": [row["image_occurrence_id"] for row in rows]}
     found = {row.image_occurrence_id: row for row in connection.execute(text(_OUTCOMES), values)}
     first: dict[int, Any] = {}

@@ -83,3 +83,20 @@ def test_embedding_goes_on_with_half_the_batch_where_memory_does_not_suffice() -
 
     encoder.body.forward = narrow  # type: ignore[method-assign]
     np.testing.assert_allclose(embed(encoder, recipe, lambda i: volumes[i], range(7)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_embedding_that_goes_on_gives_the_bits_of_one_without_a_break() -> None:
+    recipe = read_recipe("tiny", {"shape_zyx": "16,16,16", "batch": "4"})
+    volumes = np.random.default_rng(0).normal(-500, 200, (11, 16, 16, 16)).astype(np.int16)
+    encoder, kept, read = build_encoder("tiny"), dict[int, np.ndarray](), list[int]()
+    whole = embed(
+        encoder,
+        recipe,
+        lambda i: volumes[i],
+        range(11),
+        keep=lambda items, raw: kept.update(zip(items, raw.copy(), strict=True)),
+    )
+    known = {item: kept[item] for item in range(6)}
+    again = embed(encoder, recipe, lambda i: read.append(i) or volumes[i], range(11), known=known)
+    np.testing.assert_array_equal(again, whole)
+    assert sorted(read) == list(range(4, 11)), "the first batch is known as a whole, the second is not"

@@ -78,6 +78,10 @@ def test_a_question_nobody_can_answer_is_one_sentence(engine: Engine, cohort: Sm
             with pytest.raises(InputError, match=words):
                 nearest(connection, cohort.images[3], "u", 5, among)
             connection.rollback()
+        for labels, task, error in (("outcomes", "mortality", UnknownName), ("outcoms", "a", InputError)):
+            with pytest.raises(error, match=r"'mortality'|'outcoms'"):
+                outcomes(connection, [], labels, task, 365)
+            connection.rollback()
         with pytest.raises(UnknownName, match="Did you mean 'male'"):
             nearest(connection, cohort.images[3], "u", 5, Among(sex="mael"))
 
@@ -152,3 +156,35 @@ def test_a_picture_of_slices_shows_the_scans_that_can_be_read(cohort: SmallCohor
     assert (made["drawn"], made["num_failed"]) == (2, 1)
     pixels = imread(tmp_path / "s.png")
     assert pixels.shape[0] > 300 and 0.02 < pixels[..., 0].mean() < 0.98
+
+
+def test_an_embedding_stopped_in_the_middle_goes_on_where_it_was(
+    engine: Engine, cohort: SmallCohort, work: Work
+) -> None:
+    statement = text("SELECT image_occurrence_id, embedding::text FROM model.embedding ORDER BY 1")
+    with engine.begin() as connection:
+        before = connection.execute(statement).all()
+        for table in ("embedding_set", "embedded_scan", "embedding"):
+            connection.execute(text(f"DELETE FROM model.{table}"))
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int | None = None, unit: str = "", note: str = "") -> None:
+        if note == "embedding" and done >= 40:
+            raise Stopped
+
+    interrupted = work(checkpoint="u", cohort="chest")
+    interrupted.progress = stop  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        embed(interrupted)
+    with engine.connect() as connection:
+        assert connection.execute(statement).all() == [], "nothing is seen of half an embedding"
+    (left,) = interrupted.folder.glob("*.part")
+    with left.open("ab") as file:
+        file.write(b"torn")
+    result = embed(work(checkpoint="u", cohort="chest"))
+    assert (result["resumed"], result["newly_embedded"], result["distinct_volumes"]) == (40, 19, 59)
+    with engine.connect() as connection:
+        assert connection.execute(statement).all() == before
+    assert not left.exists()

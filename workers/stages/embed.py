@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from app.store import artifacts, names
 from app.store.work import Work
 from workers.bridge import TRAIN, Members, Scan, read_members, read_scans
 from workers.scan_volumes import ScanVolumes, permuted_images, prepare
+from workers.stages.embed_unfinished import Unfinished
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +38,8 @@ class Vectors:
     sd: NDArray[np.float64]
     num_new: int
     """Distinct volumes that were embedded now."""
+    num_resumed: int = 0
+    """Distinct volumes that an attempt which was stopped had embedded."""
 
 
 def embed(work: Work) -> dict[str, Any]:
@@ -70,7 +73,8 @@ def embed(work: Work) -> dict[str, Any]:
     volumes = prepare(work, trained.recipe, scans)
     if checkpoint.shuffled:
         volumes = volumes.permuted(permuted_images(members, checkpoint.seed))
-    vectors = _vectors(work, trained, volumes, members, _kept(work, checkpoint, trained))
+    unfinished = Unfinished(work.folder, checkpoint.sha256, checkpoint.width)
+    vectors = _vectors(work, trained, volumes, members, _kept(work, checkpoint, trained), unfinished)
     shared = _shared(scans, volumes)
     file = _write(work.folder / "embedding.safetensors", vectors, volumes)
     path, sha256 = artifacts.publish(work.settings, file, "embeddings")
@@ -90,6 +94,7 @@ def embed(work: Work) -> dict[str, Any]:
     work.progress(0, None, "", "writing embeddings")
     with work.transaction() as connection:
         indexed, recall = store(connection, checkpoint.width, row, vectors)
+    unfinished.remove()
     warn_of_recall(work, recall)
     counts = {key: row[key] for key in ("checkpoint_id", "cohort_id", "num_scans", "shared_volumes")}
     distinct = len({cached.content_sha256 for cached in volumes.cached.values()})
@@ -99,6 +104,7 @@ def embed(work: Work) -> dict[str, Any]:
         "distinct_volumes": distinct,
         "width": checkpoint.width,
         "newly_embedded": vectors.num_new,
+        "resumed": vectors.num_resumed,
         "indexed": indexed,
         "recall": recall,
         "unchanged": False,
@@ -144,13 +150,18 @@ def _load(work: Work, checkpoint: artifacts.Checkpoint) -> Trained:
 
 
 def _vectors(
-    work: Work, trained: Trained, volumes: ScanVolumes, members: Members, kept: Mapping[str, NDArray[np.float32]]
+    work: Work,
+    trained: Trained,
+    volumes: ScanVolumes,
+    members: Members,
+    kept: Mapping[str, NDArray[np.float32]],
+    unfinished: Unfinished,
 ) -> Vectors:
     """Embed each distinct content once, spread it over its scans, standardise by the train mean and SD.
 
-    Contents of `kept` have their standardised vectors from an earlier embedding by this checkpoint.
+    Contents of `kept` have their standardised vectors from an earlier embedding by this checkpoint, those of
+    `unfinished` their raw ones from an attempt that was stopped.
     """
-    from ml.embed import embed as embed_volumes
     from ml.embed import standardise, statistics
 
     images = np.array(sorted(volumes.cached), np.int64)
@@ -159,13 +170,7 @@ def _vectors(
     for image, content in zip(images.tolist(), contents, strict=True):
         first.setdefault(content, image)
     new = {content: image for content, image in first.items() if content not in kept}
-    raw = embed_volumes(
-        trained.encoder,
-        trained.recipe,
-        volumes.read,
-        list(new.values()),
-        lambda done, total: work.progress(done, total, "volume", "embedding"),
-    )
+    raw, num_resumed = _embed_new(work, trained, volumes, new, unfinished)
     place = {content: position for position, content in enumerate(new)}
     if trained.mean is not None and trained.sd is not None:
         mean, sd = trained.mean.double().numpy(), trained.sd.double().numpy()
@@ -174,8 +179,46 @@ def _vectors(
         mean, sd = statistics(raw[[place[c] for c, is_train in zip(contents, train, strict=True) if is_train]]
                               if train.any() else raw)  # fmt: skip
     made = standardise(raw, mean, sd)
-    embedding = np.stack([made[place[content]] if content in place else kept[content] for content in contents])
-    return Vectors(images=images, embedding=embedding, mean=mean, sd=sd, num_new=len(new))
+    del raw
+    embedding = np.empty((len(images), made.shape[1]), np.float32)
+    for row, content in enumerate(contents):
+        embedding[row] = made[place[content]] if content in place else kept[content]
+    return Vectors(
+        images=images,
+        embedding=embedding,
+        mean=mean,
+        sd=sd,
+        num_new=len(new) - num_resumed,
+        num_resumed=num_resumed,
+    )
+
+
+def _embed_new(
+    work: Work, trained: Trained, volumes: ScanVolumes, new: Mapping[str, int], unfinished: Unfinished
+) -> tuple[NDArray[np.float32], int]:
+    """Raw vectors of contents in their order, and how many of them were there."""
+    from ml.embed import embed as embed_volumes
+
+    there = unfinished.read()
+    content_of = {image: content for content, image in new.items()}
+    known = {image: there[content] for image, content in content_of.items() if content in there}
+    num_made = 0
+
+    def keep(made: Sequence[int], raw_BD: NDArray[np.float32]) -> None:
+        nonlocal num_made
+        num_made += len(made)
+        unfinished.add([content_of[image] for image in made], raw_BD)
+
+    raw = embed_volumes(
+        trained.encoder,
+        trained.recipe,
+        volumes.read,
+        list(new.values()),
+        lambda done, total: work.progress(done, total, "volume", "embedding"),
+        known=known,
+        keep=keep,
+    )
+    return raw, len(new) - num_made
 
 
 def _kept(work: Work, checkpoint: artifacts.Checkpoint, trained: Trained) -> dict[str, NDArray[np.float32]]:

@@ -14,6 +14,7 @@ from app.errors import InputError
 from app.store import artifacts, cache_room, forgetting
 from app.store.loads import lock_publishing
 from app.store.work import Work
+from workers.stages.embed_unfinished import PATTERN
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -143,6 +144,8 @@ def _remove_files(work: Work, ids: set[int]) -> dict[str, int]:
     if volumes:
         counts["volumes"] = _remove_volumes(cache_room.folder(work.settings), volumes)
     if home is not None:
+        for path in sorted((home / "runs").rglob(PATTERN)):  # they are made again; nobody knows whose each vector is
+            path.unlink(missing_ok=True)
         for path in sorted((home / "runs").rglob("set_aside.csv")):  # paths of scans, which may hold names
             counts["path lists"] = counts.get("path lists", 0) + 1
             path.unlink(missing_ok=True)
