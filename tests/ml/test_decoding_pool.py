@@ -175,7 +175,7 @@ def test_a_full_disk_ends_the_work_and_leaves_no_half_file(tmp_path: Path, monke
 
     source = write(tmp_path / "a.nii", 0)
     with monkeypatch.context() as patch:
-        patch.setattr("ml.volume_cache.np.save", full)
+        patch.setattr("ml.volume_cache._write", full)
         assert decoding_child.answer(request(source, tmp_path), 1 << 30) == {"full": True}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nii"]
     monkeypatch.setattr(DecodingPool, "run", lambda self, requests, tick: iter([(source, {"full": True})]))
@@ -188,9 +188,12 @@ def test_a_real_disk_that_is_full_is_told_from_an_unreadable_scan(tmp_path: Path
     if not os.access("/dev/full", os.W_OK):
         pytest.skip("no /dev/full here")
     source = write(tmp_path / "a.nii", 0)
-    stem = volume_cache.stem_of(source, RECIPE)
-    (tmp_path / f".{stem}.{os.getpid()}").symlink_to("/dev/full")
-    assert decoding_child.answer(request(source, tmp_path), 1 << 30) == {"full": True}
+    for recipe in (RECIPE, VolumeRecipe((64, 128, 128), 9.0)):  # shorter and longer than what is written at once
+        asked = request(source, tmp_path) | {"recipe": recipe.to_dict()}
+        stem = volume_cache.stem_of(source, recipe)
+        (tmp_path / f".{stem}.{os.getpid()}").symlink_to("/dev/full")
+        assert decoding_child.answer(asked, 1 << 30) == {"full": True}
+        assert not list(tmp_path.glob("*.npy")) + list(tmp_path.glob(".*"))
 
 
 def test_what_a_tick_raises_ends_the_work_and_its_children(tmp_path: Path, pipe: Path) -> None:

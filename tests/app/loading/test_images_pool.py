@@ -115,3 +115,11 @@ def test_damage_never_makes_the_quick_reader_say_other_than_pydicom(
         return  # pydicom is stricter than what the file's elements say
     shown = {key: value for key, value in found.items() if key != "bytes_left"}
     assert {key: expected[0].get(key) for key in shown} == shown
+
+
+def test_masks_beside_scans_are_no_scans(tmp_path: Path) -> None:
+    from app.loading.images_walk import walk
+
+    for name in ("a.nii.gz", "a.mask.nii.gz", "b.mask.nii", "mask.nii"):
+        (tmp_path / name).touch()
+    assert list(walk(tmp_path)) == [("nifti", "a.nii.gz"), ("nifti", "mask.nii")]
