@@ -6,7 +6,7 @@ import contextlib
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,17 +60,22 @@ def similar(
         draw(image, checkpoint, rows, out)
 
 
-def draw(image: int, checkpoint: str, rows: list[dict[str, object]], out: Path) -> None:
+def title(row: dict[str, Any]) -> str:
+    """Scan and distance; its status and when, where that is told of enough persons."""
+    named = f"scan {row['image_occurrence_id']}: {row['distance']:.3f}"
+    if row.get("status") is None:
+        return named
+    return f"{named}\n{row['status']}" + ("" if row["time_days"] is None else f", day {row['time_days']:.0f}")
+
+
+def draw(image: int, checkpoint: str, rows: list[dict[str, Any]], out: Path) -> None:
     """Have a worker draw the slices, since it reads scans."""
     from app.cli.options import queue
 
     if out.suffix != ".png" or not out.absolute().parent.is_dir():
         raise InputError(f"Expected a file in an existing folder that ends in .png for -o, got {out}.")
     shown = [{"image": image, "title": f"scan {image}"}]
-    shown += [
-        {"image": row["image_occurrence_id"], "title": f"scan {row['image_occurrence_id']}: {row['distance']:.3f}"}
-        for row in rows[:11]
-    ]
+    shown += [{"image": row["image_occurrence_id"], "title": title(row)} for row in rows[:11]]
     args = {"checkpoint": checkpoint, "shown": shown, "out": str(out.absolute())}
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the rows
         queue("slices", args, checkpoint, detach=False, inline=False, dry_run=False, as_json=False)

@@ -188,3 +188,12 @@ def test_an_embedding_stopped_in_the_middle_goes_on_where_it_was(
     with engine.connect() as connection:
         assert connection.execute(statement).all() == before
     assert not left.exists()
+
+
+def test_the_title_of_a_slice_tells_an_outcome_only_where_the_rows_do() -> None:
+    from app.cli.similar import title
+
+    row = {"image_occurrence_id": 7, "distance": 0.25}
+    assert title(row) == "scan 7: 0.250"
+    assert title(row | {"status": "event", "time_days": 41.6}) == "scan 7: 0.250\nevent, day 42"
+    assert title(row | {"status": "ineligible", "time_days": None}) == "scan 7: 0.250\nineligible"
