@@ -20,7 +20,9 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 PATIENCE = dt.timedelta(minutes=10)
-"""How long a rank waits for the others before it gives up."""
+"""How long a rank waits for the gradients of others before it gives up."""
+WORD_PATIENCE = dt.timedelta(days=7)
+"""How long it waits for rank 0's word, which comes only after rank 0 has judged an epoch or kept a stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    words: Any = None
+    """The group by which rank 0 speaks: always on the processor, and with its own patience."""
 
     @classmethod
     def join(cls, rank: int, size: int, rendezvous: Path) -> World:
@@ -40,7 +44,7 @@ class World:
         torch.distributed.init_process_group(
             backend, init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=PATIENCE
         )
-        return cls(rank, size)
+        return cls(rank, size, torch.distributed.new_group(backend="gloo", timeout=WORD_PATIENCE))
 
     @property
     def is_first(self) -> bool:
@@ -73,15 +77,14 @@ class World:
         """What rank 0 says, as JSON."""
         if self.size == 1:
             return word
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         said = json.dumps(word).encode() if self.is_first else b""
-        length = torch.tensor([len(said)], device=device)
-        torch.distributed.broadcast(length, 0)
-        text = torch.zeros(int(length), dtype=torch.uint8, device=device)
+        length = torch.tensor([len(said)])
+        torch.distributed.broadcast(length, 0, group=self.words)
+        text = torch.zeros(int(length), dtype=torch.uint8)
         if self.is_first:
             text.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8))
-        torch.distributed.broadcast(text, 0)
-        return json.loads(bytes(text.cpu().tolist()))
+        torch.distributed.broadcast(text, 0, group=self.words)
+        return json.loads(bytes(text.tolist()))
 
 
 SOLO = World()

@@ -62,7 +62,7 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
     try:
         yield World.join(0, count, rendezvous)
     except RuntimeError as error:
-        ended = "" if isinstance(error, torch.OutOfMemoryError) else _ended(children)
+        ended = "" if isinstance(error, torch.OutOfMemoryError) else _ended(children) or _unheard(error)
         if not ended:
             raise
         raise RankEnded(f"{ended}; the attempt ends with it ({str(error).splitlines()[0]}).") from error
@@ -106,6 +106,14 @@ def _ended(children: dict[int, int]) -> str:
                     return f"Rank {rank} {how}"
         time.sleep(0.05)
     return ""
+
+
+def _unheard(error: RuntimeError) -> str:
+    """Whether a rank that lives did not answer in time, in words; empty where something else went wrong."""
+    from ml.parallel import PATIENCE
+
+    told = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+    return f"A rank did not answer for {PATIENCE.total_seconds():g} s" if told else ""
 
 
 def _end(children: dict[int, int]) -> None:
