@@ -118,6 +118,7 @@ def tasks(
     ] = None,
     task_set: Annotated[str | None, typer.Option("--tasks", help="The tasks of a task set.")] = None,
     labels: Annotated[str | None, typer.Option(help="The tasks of a label set, with their events.")] = None,
+    cohort: Annotated[str | None, typer.Option(help="Count events and history among the scans of this cohort.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a check fails.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -125,11 +126,12 @@ def tasks(
 
     Examples:
       lachesis check tasks gi_bleed.toml --task clinical
+      lachesis check tasks gi_bleed.toml --cohort chest
       lachesis check tasks --labels outcomes --strict
     """
     from app.cli.look import connect, print_table
     from app.settings import read_settings
-    from app.store import task_checks
+    from app.store import task_checks, task_counts
 
     engine = connect()
     with engine.connect() as connection:
@@ -137,12 +139,14 @@ def tasks(
         findings = task_checks.check_specs(connection, specs, read_settings())
         if labels:
             findings += task_checks.check_labels(connection, labels)
+        if cohort:
+            findings += task_counts.check_cohort(connection, cohort, specs, read_settings())
     count = {status: sum(f.status == status for f in findings) for status in ("fail", "warn")}
     if as_json:
         typer.echo(jsonlib.dumps({"tasks": len(specs), **count, "findings": [f.to_json() for f in findings]}))
     else:
         print_table([f.to_json() for f in findings[: 4 * SHOWN]])
-    counted = "" if labels else "; events are counted with --labels"
+    counted = "" if labels or cohort else "; events are counted with --cohort or --labels"
     print(f"check tasks: {len(specs)} tasks, {count['fail']} failed, {count['warn']} warned{counted}", file=sys.stderr)
     if strict and count["fail"]:
         raise typer.Exit(1)

@@ -170,12 +170,13 @@ def check_labels(connection: Connection, labels: str) -> list[Finding]:
         horizons[row.task] = row.horizons_days
         counts.setdefault(row.task, {})[row.split or "", row.status or ""] = row.n or 0
     followed = float(connection.scalar(text(FOLLOWED), {"labels": labels}) or 0)
-    return [finding for task, found in counts.items() for finding in _of_counts(task, found, horizons[task], followed)]
+    return [finding for task, found in counts.items() for finding in of_counts(task, found, horizons[task], followed)]
 
 
-def _of_counts(
+def of_counts(
     task: str, counts: Mapping[tuple[str, str], int], horizons: Sequence[int], followed: float
 ) -> Iterator[Finding]:
+    """What scans by split and status tell about a task; `followed` is the longest follow-up in days."""
     for split in ("train", "held_out"):
         events = counts.get((split, "event"), 0)
         words = split.replace("_", " ")

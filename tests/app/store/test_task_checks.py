@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from app.store import cohorts, task_checks, tasks
+from app.errors import UnknownName
+from app.store import cohorts, task_checks, task_counts, tasks
 from app.store.work import InlineWork
 from app.tasks import TaskSpec
 from tests.app.store.records import Records
@@ -99,3 +100,27 @@ def test_counts_of_labels_tell_of_few_events_history_and_far_horizons(asked: Eng
         ("far", "horizon_beyond_follow_up", "fail"),
     }
     assert again == specs
+
+
+def test_a_cohort_tells_before_there_are_labels_what_labels_would_tell(asked: Engine, work: Make) -> None:
+    specs = [
+        TaskSpec(name="often", concepts=(11,)),
+        TaskSpec(name="before", concepts=(12,)),
+        TaskSpec(name="late", concepts=(12,), prior="keep", start_seconds=86_400 * 100),
+        TaskSpec(name="far", concepts=(10,), horizons_days=(100, 3650), same_day="after"),
+        TaskSpec(name="low", concepts=(30,), values=({"below": 8, "unit": 8713},)),  # type: ignore[arg-type]
+    ]
+    specs = [TaskSpec.from_dict(spec.to_dict()) for spec in specs]
+    cohorts.build(work(name="c"))
+    tasks.build(work(name="t", cohort="c", specs=[spec.to_dict() for spec in specs]))
+    label(work(name="l", cohort="c", tasks="t"))
+    with asked.connect() as connection:
+        before = task_counts.check_cohort(connection, "c", specs)
+        after = task_checks.check_labels(connection, "l")
+        assert {(f.task, f.check) for f in after} >= {
+            ("before", "fires_before_index"),
+            ("far", "horizon_beyond_follow_up"),
+        }
+        with pytest.raises(UnknownName, match="Did you mean 'c'"):
+            task_counts.check_cohort(connection, "cc", specs)
+    assert sorted(map(str, before)) == sorted(map(str, after))
