@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import Engine, text
 
 from app.errors import InputError
+from tests.workers.small_cohort import SMALL, insert_cohort
 from workers.ranks import check_devices
 
 PLAIN = {"standardise": "none", "probe_scans": "0"}
@@ -58,6 +60,22 @@ def test_a_step_with_fewer_passes_than_ranks_says_what_to_set(tmp_path: Path) ->
         [sys.executable, "-m", "tests.workers.rank_child", told], capture_output=True, text=True, timeout=120
     )
     assert done.returncode != 0 and "--set accumulate=2" in done.stderr
+
+
+def test_the_stage_trains_on_two_ranks_and_writes_once(engine: Engine, tmp_path: Path) -> None:
+    with engine.begin() as connection:
+        insert_cohort(connection, tmp_path / "scans")
+    args = {"arm": "tte", "encoder": "tiny", "labels": "outcomes", "name": "t", "seed": 0, "gpus": 2}
+    args["set"] = {**SMALL, "batch": "2", "accumulate": "2"}
+    told = [engine.url.render_as_string(hide_password=False), str(tmp_path), json.dumps(args)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.workers.rank_stage", *told], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 processes share the processor" in done.stderr
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT recipe -> 'num_devices' FROM model.checkpoint WHERE is_final")).all()
+    assert [row[0] for row in rows] == [2]
 
 
 def test_fewer_devices_than_asked_for_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

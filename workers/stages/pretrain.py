@@ -30,13 +30,14 @@ from workers.bridge import (
     read_scans,
 )
 from workers.holder import device
-from workers.ranks import check_devices
+from workers.ranks import check_devices, ranks
 from workers.scan_volumes import ScanVolumes, permuted_images, prepare
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection
 
+    from ml.parallel import World
     from ml.pretrain import Result
     from ml.targets import BinaryTargets
     from ml.training import Data
@@ -374,7 +375,7 @@ def _absent(plan: Plan, targets: BinaryTargets) -> list[str]:
 def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Result:
     from torch import OutOfMemoryError
 
-    from ml.pretrain import Diverged, keep_untrained, pretrain
+    from ml.pretrain import Diverged, Silent, keep_untrained, pretrain
 
     facts = {"name": plan.name, "arm": plan.arm, "described": described}
     common: dict[str, Any] = {"seed": plan.seed, "folder": work.folder, "facts": facts, "weights": plan.weights}
@@ -383,16 +384,21 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
         return keep_untrained(plan.recipe, data, **common)
     stops = _stops(work)
     work.started_at_step(stops.step)
+    _check_passes(plan, len(data.train))
     if plan.gpus > 1 and not check_devices(plan.gpus):
         work.log(f"There is no accelerator on this host: {plan.gpus} processes share the processor.")
     watcher = Watcher(work, plan, described)
     extends = stops.last is None and plan.continues is not None
     if plan.continues is not None and stops.last is None:
         stops = replace(stops, last=plan.continues.stop)
+    common |= {"resume": stops.last, "best": stops.best, "extends": extends}
+
+    def follow(world: World) -> None:
+        pretrain(plan.recipe, data, observer=Silent(), world=world, **common)
+
     try:
-        result = pretrain(
-            plan.recipe, data, observer=watcher, resume=stops.last, best=stops.best, extends=extends, **common
-        )
+        with ranks(plan.gpus, work.folder, follow) as world:
+            result = pretrain(plan.recipe, data, observer=watcher, world=world, **common)
     except Diverged as error:
         scans = ", ".join(map(str, plan.members.image[error.rows][:20].tolist()))
         raise InputError(f"{error} Their image_occurrence_id: {scans}.") from None
@@ -404,6 +410,17 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
     if not result.finished:
         raise Preempted
     return result
+
+
+def _check_passes(plan: Plan, num_train: int) -> None:
+    """Raise InputError where a step has fewer passes than there are devices to share them."""
+    recipe = plan.recipe
+    passes = -(-min(recipe.volumes_per_step, num_train) // recipe.batch)
+    if passes < plan.gpus:
+        raise InputError(
+            f"Expected a step of {plan.gpus} passes or more for --gpus {plan.gpus}, got {passes}; use "
+            f"--set accumulate={plan.gpus} with a batch of {max(1, recipe.volumes_per_step // plan.gpus)}."
+        )
 
 
 def too_large(recipe: Recipe, said: str) -> str:
