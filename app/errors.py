@@ -60,6 +60,10 @@ class Preempted(LachesisError):
     """The worker is asked to stop, so the job goes back to its queue."""
 
 
+class RankEnded(LachesisError):
+    """A process that shared a training ended before its time; another attempt goes on from the last stop."""
+
+
 class Waiting(LachesisError):
     """The job has shared its work out among jobs of its own and gives its worker back until they have ended."""
 

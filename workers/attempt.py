@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import Cancelled, FenceLost, InputError, LachesisError, Preempted, StoreError, Waiting
+from app.errors import Cancelled, FenceLost, InputError, LachesisError, Preempted, RankEnded, StoreError, Waiting
 from app.queue import QUEUE_OF, nudge
 from app.settings import Settings
 from app.store import attempts, jobs
@@ -256,6 +256,8 @@ def _failed(work: JobWork, error: Exception) -> End:
     trace = _write_trace(work)
     if passes(error):
         return lambda c: jobs.retry_later(c, job_id, fence, "The database did not answer.")
+    if isinstance(error, RankEnded):
+        return lambda c: jobs.retry_later(c, job_id, fence, str(error))
     if isinstance(error, LachesisError):
         message, exit_code = str(error), error.exit_code
     else:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import InputError
+from app.errors import InputError, RankEnded
 from workers.supervisor import die_with_parent
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 20.0
 """For ranks to end by themselves after rank 0 has."""
-
-
-class RankEnded(RuntimeError):
-    """A rank ended before the training did."""
 
 
 def check_devices(count: int) -> int:
@@ -65,7 +61,7 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
         ended = "" if isinstance(error, torch.OutOfMemoryError) else _ended(children) or _unheard(error)
         if not ended:
             raise
-        raise RankEnded(f"{ended}; the attempt ends with it ({str(error).splitlines()[0]}).") from error
+        raise RankEnded(f"{ended}; the training goes on from its last stop.") from error
     finally:
         with suppress(Exception):
             torch.distributed.destroy_process_group()

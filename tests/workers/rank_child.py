@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.errors import RankEnded
 from ml.config import read_recipe
 from ml.parallel import World
 from ml.pretrain import Silent, pretrain
 from tests.ml.test_pretrain import SMALL, Watch, ball_data
-from workers.ranks import RankEnded, ranks
+from workers.ranks import ranks
 
 
 class Losses(Watch):
