@@ -130,7 +130,7 @@ class Recipe:
     rank: int = 512
     """Width of the time-dependent representation Z."""
     head_sd: float = 0.02
-    """Standard deviation of a task vector w at the start."""
+    """Standard deviation of a task vector w at the start; over √width in the arms mtl and visit."""
     standardise: str = "running"
     """Non-affine standardisation of the embedding ahead of the head."""
     momentum: float = 0.05

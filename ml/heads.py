@@ -5,6 +5,8 @@ Shape suffixes: B = scan, D = embedding, P = piece, K = task or binary label, R 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +80,9 @@ class BinaryHead(nn.Module):
         super().__init__()
         self.standardise = standardise
         self.task = nn.Linear(width, labels)
-        nn.init.normal_(self.task.weight, 0.0, sd)
+        nn.init.normal_(
+            self.task.weight, 0.0, sd / math.sqrt(width)
+        )  # so that the start is as near the null model at any width
 
     def start_at(self, logit_K: Tensor) -> None:
         """Begin at the null model: each label's train frequency."""
