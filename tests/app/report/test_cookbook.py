@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ProgrammingError
 
 from app.store import cohorts, plots, tasks
@@ -28,6 +28,26 @@ COOKBOOK = (Path(__file__).parents[3] / "docs" / "cookbook.md").read_text(encodi
 QUERIES = re.findall(r"```sql\n(.*?)```", COOKBOOK, flags=re.DOTALL)
 HYPERTENSION, OTHER = 4185932, 77
 NAMES = ("mortality", "pulmonary_hypertension", "readmission")
+
+
+def insert_embeddings(connection: Connection) -> None:
+    """Each scan as a point on a circle, by one checkpoint."""
+    made = connection.execute(
+        text(
+            "INSERT INTO model.checkpoint (name, sha256, arm, encoder, width, recipe, seed, step, num_steps, is_final, "
+            "path, num_bytes, code_version) VALUES ('circle', '0', 'external', 'circle', 2, '{}', 0, 0, 0, true, '', "
+            "0, '0') RETURNING checkpoint_id"
+        )
+    ).scalar_one()
+    values = {"c": made}
+    connection.execute(text("SELECT model.add_embedding_partition(:c, 2)"), values)
+    for table, more in (
+        ("embedded_scan (checkpoint_id, image_occurrence_id)", ""),
+        ("embedding", ", format('[%s,%s]', cos(image_occurrence_id), sin(image_occurrence_id))::halfvec"),
+    ):
+        more = more.replace(":", r"\:")
+        statement = f"INSERT INTO model.{table} SELECT :c, image_occurrence_id{more} FROM omop.image_occurrence"
+        connection.execute(text(statement), values)
 
 
 @pytest.fixture
@@ -69,6 +89,8 @@ def labelled(engine: Engine, work: Make) -> Engine:
 def test_every_query_of_the_cookbook_gives_rows_to_a_reader(labelled: Engine) -> None:
     assert len(QUERIES) > 15
     empty = []
+    with labelled.begin() as connection:
+        insert_embeddings(connection)
     with labelled.connect() as connection:
         connection.execute(text("SET ROLE lachesis_reader"))
         for query in QUERIES:
