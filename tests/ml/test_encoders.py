@@ -76,7 +76,7 @@ def test_train_and_evaluation_mode_embed_alike(name: str, norm: str) -> None:
         ("tiny", {}),
     ],
 )
-def test_recomputing_gives_the_same_gradients_and_statistics_and_keeps_less(
+def test_recomputing_gives_the_same_gradients_and_statistics_and_keeps_less_inside_of_parts(
     name: str, settings: dict[str, str]
 ) -> None:
     volume = torch.randn(2, 1, 64, 64, 64) if name != "swinunetr" else torch.randn(1, 1, 64, 64, 64)
@@ -97,7 +97,7 @@ def test_recomputing_gives_the_same_gradients_and_statistics_and_keeps_less(
 
 @contextmanager
 def kept_bytes() -> Iterator[list[int]]:
-    """Bytes of distinct tensors that autograd keeps for the way back."""
+    """Bytes of distinct tensors that layers leave for the way back; inputs of recomputed parts are not among them."""
     seen: dict[int, int] = {}
     total = [0]
 
