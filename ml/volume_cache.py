@@ -104,7 +104,10 @@ class VolumeCache:
         return found
 
     def prepare(
-        self, sources: Sequence[Source], report: Callable[[int, int], None] = lambda done, total: None
+        self,
+        sources: Sequence[Source],
+        report: Callable[[int, int], None] = lambda done, total: None,
+        known: Mapping[Source, Cached | None] | None = None,
     ) -> dict[Source, Cached | str]:
         """Decode what the cache lacks, in parallel; for each distinct source its volume, or why it cannot be read.
 
@@ -114,12 +117,13 @@ class VolumeCache:
         Args:
             sources: repeated ones are decoded once.
             report: called with (done, total) distinct sources, twice a second or more; what it raises ends the work.
+            known: what `look_up` said of the sources a moment ago, which need not be asked again.
 
         Raises:
             NoRoom: the disk is full; what was decoded until then stays.
         """
         self._make_folder()
-        known = self.look_up(sources)
+        known = self.look_up(sources) if known is None else known
         found: dict[Source, Cached | str] = {source: cached for source, cached in known.items() if cached}
         tick = lambda: report(len(found), len(known))  # noqa: E731
         tick()

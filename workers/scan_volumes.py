@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +87,9 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
         raise InputError("Expected scans, found none; does the cohort have members?")
     cache = VolumeCache(cache_room.folder(work.settings), volume_recipe(recipe))
     sources = {scan.image_occurrence_id: Source(scan.path, scan.format, scan.files) for scan in scans}
-    lease, missing = _claim(work, cache, list(sources.values()))
-    found = _fill(work, cache, list(sources.values()), lease, missing)
+    known = cache.look_up(list(sources.values()))
+    missing = [source for source, cached in known.items() if cached is None]
+    found = _fill(work, cache, known, lease := _claim(work, cache, known))
     outcomes = {image: found[source] for image, source in sources.items()}
     volumes = ScanVolumes(
         cache=cache,
@@ -103,15 +104,17 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
     return volumes
 
 
-def _claim(work: Work, cache: VolumeCache, sources: Sequence[Source]) -> tuple[Lease, list[Source]]:
-    """Room for the volumes that the cache lacks, which are returned, too; it is said what is needed.
+Known = Mapping[Source, Cached | None]
+"""Distinct sources and what of them is in the cache."""
+
+
+def _claim(work: Work, cache: VolumeCache, known: Known) -> Lease:
+    """Room for the volumes that the cache lacks; it is said what is needed.
 
     Raises:
         InputError: there is not enough.
     """
-    known = cache.look_up(sources)
-    missing = [source for source, cached in known.items() if cached is None]
-    kept = [f"{cache.folder.name}/{cached.file}" for cached in known.values() if cached]
+    missing, kept = [source for source, cached in known.items() if cached is None], _names(cache, known.values())
     need = len(missing) * cache.bytes_a_volume
     z, y, x = cache.recipe.shape_zyx
     what = f"{len(missing):,} volumes of {z} × {y} × {x}"
@@ -119,12 +122,15 @@ def _claim(work: Work, cache: VolumeCache, sources: Sequence[Source]) -> tuple[L
     lease, removed = room.claim(kept, need, what)
     said = f"cache: {len(known) - len(missing):,} volumes are there, {what} to make, {gb(need)}"
     work.log(f"{said}; {removed:,} others were removed for them" if removed else said)
-    return lease, missing
+    return lease
 
 
-def _fill(
-    work: Work, cache: VolumeCache, sources: Sequence[Source], lease: Lease, missing: Sequence[Source]
-) -> dict[Source, Cached | str]:
+def _names(cache: VolumeCache, outcomes: Iterable[Cached | str | None]) -> list[str]:
+    """RECIPE/FILE of those that are volumes."""
+    return [f"{cache.folder.name}/{one.file}" for one in outcomes if isinstance(one, Cached)]
+
+
+def _fill(work: Work, cache: VolumeCache, known: Known, lease: Lease) -> dict[Source, Cached | str]:
     """Decode, with progress, and have the lease say what is left to be written, in the end what is used.
 
     Raises:
@@ -136,11 +142,11 @@ def _fill(
         work.progress(done, total, "volume", "reading volumes")
         if time.monotonic() > next_note[0]:
             next_note[0] = time.monotonic() + NOTE_SECONDS
-            lease.note(kept, min(total - done, len(missing)) * cache.bytes_a_volume)
+            lease.note(kept, (total - done) * cache.bytes_a_volume)
 
-    kept = [f"{cache.folder.name}/{cached.file}" for cached in cache.look_up(sources).values() if cached]
+    kept = _names(cache, known.values())
     try:
-        found = cache.prepare(sources, report)
+        found = cache.prepare(list(known), report, known)
     except NoRoom:
         lease.close()
         raise InputError(
@@ -150,7 +156,7 @@ def _fill(
     except BaseException:
         lease.close()
         raise
-    lease.note((f"{cache.folder.name}/{one.file}" for one in found.values() if isinstance(one, Cached)), 0)
+    lease.note(_names(cache, found.values()), 0)
     return found
 
 
