@@ -80,9 +80,8 @@ class BinaryHead(nn.Module):
         super().__init__()
         self.standardise = standardise
         self.task = nn.Linear(width, labels)
-        nn.init.normal_(
-            self.task.weight, 0.0, sd / math.sqrt(width)
-        )  # so that the start is as near the null model at any width
+        # over √width: features of a volume agree with each other, and a wide head would start far from the null model
+        nn.init.normal_(self.task.weight, 0.0, sd / math.sqrt(width))
 
     def start_at(self, logit_K: Tensor) -> None:
         """Begin at the null model: each label's train frequency."""

@@ -67,14 +67,21 @@ class Report:
         self.rows: list[dict[str, Any]] = []
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{name}, torch {torch.__version__}, {self.about['date']}{', small sizes: no measurement' * small}\n")
-        print("| row | figure | unit |\n| --- | --- | --- |")
+        title = f"{name}, torch {torch.__version__}, {self.about['date']}{', small sizes: no measurement' * small}"
+        (folder / "gpu.md").write_text("")
+        self.line(f"{title}\n\n| row | figure | unit |\n| --- | --- | --- |")
+
+    def line(self, text: str) -> None:
+        """On the screen and in gpu.md, at once."""
+        print(text, flush=True)
+        with (self.folder / "gpu.md").open("a") as file:
+            file.write(f"{text}\n")
 
     def add(self, row: str, figure: float | str, unit: str) -> None:
         """One more."""
         self.rows.append({"row": row, "figure": figure, "unit": unit})
         shown = f"{figure:.4g}" if isinstance(figure, float) else figure
-        print(f"| {row} | {shown} | {unit} |", flush=True)
+        self.line(f"| {row} | {shown} | {unit} |")
         (self.folder / "gpu.json").write_text(json.dumps({**self.about, "rows": self.rows}, indent=1))
 
     def run(self, row: str, work: Callable[[], Iterator[tuple[str, float | str, str]]]) -> None:
@@ -94,7 +101,9 @@ class Report:
 def main(arguments: list[str] | None = None) -> int:
     """Run it; 1 where a row failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description=__doc__)
-    parser.add_argument("-o", "--out", type=Path, default=Path("gpu-bench"), help="folder for gpu.json and profile.txt")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("gpu-bench"), help="folder for gpu.json, gpu.md and profile.txt"
+    )
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script without an accelerator")
     asked = parser.parse_args(arguments)
     device = pick_device()
@@ -159,14 +168,17 @@ def rates(plan: Plan, name: str, side: int, folder: Path) -> Iterator[tuple[str,
     run, epoch = training(recipe, folder / f"{name}-{side}", scans=plan.scans, tasks=plan.tasks)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    ours, theirs = synchronised(epoch), synchronised(bare(recipe, plan.scans))
-    ours(), theirs()
+    ours = synchronised(epoch)
+    ours()
+    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    theirs = synchronised(bare(recipe, plan.scans))
+    theirs()
     ratio, took, _ = median_ratio(ours, theirs, pairs=3)
     row = f"{name}-{side}"
     yield f"step-{row}", ratio, "of the bare encoder's rate (≥ 0.95)"
     yield f"train-{row}", plan.scans / took, "volumes/s"
-    if torch.cuda.is_available():
-        yield f"memory-{row}", torch.cuda.max_memory_allocated() / 2**30, f"GiB at batch {batch}"
+    if memory is not None:
+        yield f"memory-{row}", memory, f"GiB at batch {batch}"
     if not all(bool(torch.isfinite(p).all()) for p in run.encoder.parameters()):
         raise ValueError("Expected finite weights after training, found others.")
     yield f"loss-share-{row}", 100 * head_seconds(run) / (took / plan.scans * batch), "% of a step (< 2)"
