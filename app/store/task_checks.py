@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from app.store.codes import resolve
-from app.tasks.spec import TaskSpec
+from app.tasks.spec import ANY_UNIT, TaskSpec
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -127,7 +127,7 @@ def _units(
     from sqlalchemy import text
 
     wanted = {unit for unit in resolved["units"] if unit is not None}
-    if not wanted:
+    if not wanted or any(rule.unit == ANY_UNIT for rule in spec.values):
         return
     rows = {row.unit: row.rows for row in connection.execute(text(UNITS), {"concepts": list(concepts)})}
     missed = {unit: count for unit, count in rows.items() if unit not in wanted}

@@ -53,6 +53,8 @@ def found(engine: Engine, *fields: dict[str, Any]) -> set[tuple[str, str, str]]:
 
 def test_a_sound_task_has_no_findings(asked: Engine) -> None:
     assert found(asked, {"concepts": [10]}, {"concepts": [11]}, {"concepts": [10], "death": "competing"}) == set()
+    values = [{"below": 8, "unit": 8713}, {"above": 1, "unit": "any"}]
+    assert found(asked, {"concepts": [30], "values": values}) == set()
 
 
 @pytest.mark.parametrize(
