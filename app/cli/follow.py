@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json as jsonlib
 import logging
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.cli.endings import ending
@@ -65,15 +66,30 @@ def submit_and_follow(
 
     store = ensure_up(settings)
     require_own(store)
-    job_id = submit(store, kind, args, name, held_for=INLINE_HOLD_SECONDS if inline and not detach else 0.0)
-    if inline and not detach:
-        return conclude(follow(store, job_id, start_inline(store, job_id)), as_json=as_json)
-    with going_on(job_id):
-        care_for_workers(store)
-    if detach:
-        print(jsonlib.dumps({"job_id": job_id}) if as_json else job_id)
-        return {"job_id": job_id}
-    return conclude(follow(store, job_id), as_json=as_json)
+    with ExitStack() as stack:
+        stack.enter_context(interrupts_held_back())  # once the job is there, Ctrl-C is about following it
+        job_id = submit(store, kind, args, name, held_for=INLINE_HOLD_SECONDS if inline and not detach else 0.0)
+        if inline and not detach:
+            stack.close()
+            return conclude(follow(store, job_id, start_inline(store, job_id)), as_json=as_json)
+        with going_on(job_id):
+            stack.close()
+            care_for_workers(store)
+            if detach:
+                print(jsonlib.dumps({"job_id": job_id}) if as_json else job_id)
+                return {"job_id": job_id}
+            job = follow(store, job_id)
+    return conclude(job, as_json=as_json)
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C in it takes effect at its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def care_for_workers(store: Store) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.bench.gpu import main
 
 
+@pytest.mark.long
 def test_the_script_for_accelerators_makes_every_row_at_tiny_sizes(tmp_path: Path) -> None:
     assert main(["--small", "-o", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())

@@ -56,8 +56,10 @@ def test_a_checkpoint_is_shown_by_name_id_or_digest_and_not_by_what_another_dige
         )  # fmt: skip
         one = listing.KINDS["checkpoint"].one
         for name, meant in ((str(first), first), ("aaaaaa", first), ("a", second), ("1bbbbb", second)):
-            assert [row["checkpoint_id"] for row in listing.details(connection, one, name)] == [meant]
-        assert not listing.details(connection, one, "______")
+            found = artifacts.find_checkpoint(connection, name).checkpoint_id
+            assert [row["checkpoint_id"] for row in listing.details(connection, one, str(found))] == [meant]
+        with pytest.raises(UnknownName):
+            artifacts.find_checkpoint(connection, "______")
 
 
 def test_rejects_are_asked_of_loads_and_of_jobs_that_load(engine: Engine) -> None:
