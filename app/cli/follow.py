@@ -7,6 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -73,8 +74,8 @@ def submit_and_follow(
             stack.close()
             return conclude(follow(store, job_id, start_inline(store, job_id)), as_json=as_json)
         with going_on(job_id):
+            care_for_workers(store)  # who goes on with it, also where nobody follows
             stack.close()
-            care_for_workers(store)
             if detach:
                 print(jsonlib.dumps({"job_id": job_id}) if as_json else job_id)
                 return {"job_id": job_id}
@@ -84,12 +85,18 @@ def submit_and_follow(
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C in it takes effect at its end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Ctrl-C in it takes effect at its end; only the main thread hears of one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def care_for_workers(store: Store) -> None:
