@@ -141,9 +141,13 @@ class Recipe:
         z, y, x = self.spacing_mm * 3 if len(self.spacing_mm) == 1 else self.spacing_mm
         return z, y, x
 
-    @property
-    def volumes_per_step(self) -> int:
-        return self.batch * self.accumulate
+    def volumes_in_step(self, num_train: int) -> int:
+        """Volumes a step; a cohort smaller than a step is one step an epoch."""
+        return min(self.batch * self.accumulate, num_train)
+
+    def passes_in_step(self, num_train: int) -> int:
+        """Forward passes a step."""
+        return -(-self.volumes_in_step(num_train) // self.batch)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""

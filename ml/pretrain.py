@@ -113,7 +113,8 @@ def pretrain(
     if resume:
         run.resume(resume, extends=extends)
     else:
-        run.calibrate()
+        if world.is_first:  # whose numbers all follow
+            run.calibrate()
         run.note_epoch()
     run.follow()
     keeper = Keeper(run, folder, facts, observer, last=None if extends else resume, best=best)

@@ -36,7 +36,7 @@ def outcomes(labels: LabelArrays, rows: NDArray[np.int64]) -> Outcomes:
     window_BK = np.broadcast_to(labels.start_seconds, (len(rows), len(labels.start_seconds))).copy()
     where, seconds = cells_of(labels.windows, rows)
     window_BK[where] = seconds
-    end_BK = np.where(labels.to_data_cut, labels.data_cut_seconds[rows, None], labels.follow_up_seconds[rows, None])
+    end_BK, died_BK = ends(labels, rows)
 
     at_risk_BK = labels.eligible[rows, None] & (end_BK > window_BK)
     at_risk_BK[cells_of(labels.ineligibles, rows)[0]] = False
@@ -44,9 +44,7 @@ def outcomes(labels: LabelArrays, rows: NDArray[np.int64]) -> Outcomes:
     prior_BK[cells_of(labels.priors, rows)[0]] = True
     at_risk_BK &= ~(prior_BK & labels.excludes_prior)
 
-    death_B1 = labels.death_seconds[rows, None]
-    died_BK = labels.competing & (death_B1 >= 0) & (death_B1 <= end_BK)
-    time_BK, event_BK = np.where(died_BK, death_B1, end_BK), np.zeros_like(at_risk_BK)
+    time_BK, event_BK = np.where(died_BK, labels.death_seconds[rows, None], end_BK), np.zeros_like(at_risk_BK)
     where, seconds = cells_of(labels.events, rows)
     time_BK[where], event_BK[where] = seconds, True
     event_BK &= at_risk_BK
@@ -70,10 +68,17 @@ def cells_of(
     return (row, sparse.task[entry].astype(np.int64)), seconds
 
 
-def chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def chunks(rows: NDArray[np.int64], size: int = CHUNK) -> Iterator[NDArray[np.int64]]:
     """Rows, a few at a time."""
-    for begin in range(0, len(rows), CHUNK):
-        yield rows[begin : begin + CHUNK]
+    for begin in range(0, len(rows), size):
+        yield rows[begin : begin + size]
+
+
+def ends(labels: LabelArrays, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(B, K) seconds to the end of follow-up, and whether a competing death came by then."""
+    end_BK = np.where(labels.to_data_cut, labels.data_cut_seconds[rows, None], labels.follow_up_seconds[rows, None])
+    death_B1 = labels.death_seconds[rows, None]
+    return end_BK, labels.competing & (death_B1 >= 0) & (death_B1 <= end_BK)
 
 
 class BinaryTargets:
@@ -123,9 +128,7 @@ class MtlTargets(BinaryTargets):
         where, seconds = cells_of(labels.events, rows)
         event_BK = np.full(o.event_BK.shape, np.iinfo(np.int64).max)
         event_BK[where] = seconds
-        end_BK = np.where(labels.to_data_cut, labels.data_cut_seconds[rows, None], labels.follow_up_seconds[rows, None])
-        death_B1 = labels.death_seconds[rows, None]
-        died_BK = labels.competing & (death_B1 >= 0) & (death_B1 <= end_BK)
+        end_BK, died_BK = ends(labels, rows)
 
         by_then_BL = o.event_BK[:, task] & (event_BK[:, task] <= self.horizon_seconds)
         followed_BL = (end_BK[:, task] >= self.horizon_seconds) | died_BK[:, task]

@@ -90,9 +90,9 @@ class Training:
             for name, parameter in module.named_parameters()
         }
         self.optimiser = _optimiser(recipe, list(self.named.values()))
-        # a cohort smaller than a step is one step an epoch; scans left over by a shuffle have their turn in the next
-        self.volumes_per_step = min(recipe.volumes_per_step, len(data.train))
-        self.passes_per_step = -(-self.volumes_per_step // recipe.batch)
+        # scans left over by a shuffle have their turn in the next epoch
+        self.volumes_per_step = recipe.volumes_in_step(len(data.train))
+        self.passes_per_step = recipe.passes_in_step(len(data.train))
         if self.passes_per_step < world.size:
             raise ValueError(
                 f"Expected a step of at least {world.size} passes for {world.size} devices, got "

@@ -7,7 +7,6 @@ suffixes: B = scan, G = rule (tasks with equal rules share one), K = task, E = c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from ml.hazards import choose_edges, null_log_hazard, null_log_odds, time_at_risk
 from ml.labelling import DAY_SECONDS, LabelArrays, Sparse
-from ml.targets import cells_of
+from ml.targets import cells_of, chunks
 
 CHUNK = 2048
 """Scans summed up at once."""
@@ -109,7 +108,7 @@ class Stretches:
     def totals(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
         """Events (K,) and person-days (K,) over the cells of scans `rows` that train, and times of all events, days."""
         num_events, seconds, times = np.zeros(self.num_tasks), np.zeros(self.num_tasks), [np.zeros(0, np.float32)]
-        for chunk in _chunks(rows):
+        for chunk in chunks(rows, CHUNK):
             opens, until = self.shared(chunk)
             length = (until - opens).astype(np.float64)
             cells = self.cells(chunk)
@@ -122,7 +121,7 @@ class Stretches:
     def pieces_at_risk(self, rows: NDArray[np.int64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
         """(K,) how many pieces of time, over scans `rows`, count as lived through or as that of the outcome."""
         total = np.zeros(self.num_tasks)
-        for chunk in _chunks(rows):
+        for chunk in chunks(rows, CHUNK):
             shared = _counted(*self.shared(chunk), None, edges)
             cells = self.cells(chunk)
             own = _counted(cells.opens, cells.until, cells.event, edges) - shared[cells.row, self.rule_of[cells.task]]
@@ -145,11 +144,6 @@ def _counted(
         inside = (edges[:-1] < end) & (end <= edges[1:])
         counted |= inside & event[..., None]
     return np.asarray(counted.sum(-1), np.float64)
-
-
-def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for begin in range(0, len(rows), CHUNK):
-        yield rows[begin : begin + CHUNK]
 
 
 class TteTargets:

@@ -92,14 +92,10 @@ def _ended(children: dict[int, int]) -> str:
     """Which rank failed, in words; empty where none did."""
     deadline = time.monotonic() + 2.0
     while time.monotonic() < deadline:
-        for pid, rank in list(children.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                del children[pid]
-                code = os.waitstatus_to_exitcode(status)
-                if code:
-                    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}"
-                    return f"Rank {rank} {how}"
+        for rank, code in _reap(children):
+            if code:
+                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}"
+                return f"Rank {rank} {how}"
         time.sleep(0.05)
     return ""
 
@@ -115,11 +111,20 @@ def _unheard(error: RuntimeError) -> str:
 def _end(children: dict[int, int]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     while children:
-        for pid in list(children):
-            done, _ = os.waitpid(pid, os.WNOHANG)
-            if done:
-                del children[pid]
-            elif time.monotonic() > deadline:
+        _reap(children)
+        if time.monotonic() > deadline:
+            for pid in children:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def _reap(children: dict[int, int]) -> list[tuple[int, int]]:
+    """(rank, exit code) of those that have ended by now; they are taken out."""
+    ended = []
+    for pid, rank in list(children.items()):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            del children[pid]
+            ended.append((rank, os.waitstatus_to_exitcode(status)))
+    return ended

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 FEWEST_PERSONS = 11
 """What became of fewer persons is not told: they could be recognised."""
 GENDERS = {"male": 8507, "female": 8532}
-DAY_OF_REPORT = 365
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,7 @@ import torch
 from ml.config import Recipe, read_recipe
 from ml.embed import embed, pick_device
 from ml.objectives import objective_of
+from ml.pretrain import Keeper, Silent, train_on
 from ml.training import Training
 from ml.tte_targets import TteTargets
 from tests.bench import loss as loss_row
@@ -204,29 +205,21 @@ def head_seconds(run: Training) -> float:
     return min(seconds(work) for _ in range(5))
 
 
+class Until(Silent):
+    """Stops after a step."""
+
+    def __init__(self, last: int, step: int = 0) -> None:
+        self.last, self.step = last, step
+
+    def stop(self) -> bool:
+        return self.step >= self.last
+
+    def progress(self, step: int, total: int, epoch: int) -> None:
+        self.step = step
+
+
 def check_resume(plan: Plan, name: str, folder: Path) -> Iterator[tuple[str, float | str, str]]:
     """Weights after a stop and a resume beside those of one run."""
-    from ml.pretrain import train_on
-
-    class Quiet:
-        def __init__(self, stop_at: int) -> None:
-            self.stop_at, self.step = stop_at, 0
-
-        def stop(self) -> bool:
-            return self.step >= self.stop_at
-
-        def progress(self, step: int, total: int, epoch: int) -> None:
-            self.step = step
-
-        def curve(self, *_: Any) -> None: ...
-
-        def keep(self, file: Path, *_: Any, **__: Any) -> Path:
-            return file
-
-        def alarm(self, message: str) -> None: ...
-
-    from ml.pretrain import Keeper
-
     recipe = recipe_of(name, (plan.sides[0],) * 3, 2)
 
     def started() -> Training:
@@ -235,14 +228,13 @@ def check_resume(plan: Plan, name: str, folder: Path) -> Iterator[tuple[str, flo
 
     whole, part = started(), started()
     for run, steps in ((whole, 4), (part, 2)):
-        watch = Quiet(steps)
-        train_on(run, Keeper(run, folder / "stops", {}, watch), watch)  # type: ignore[arg-type]
+        watch = Until(steps)
+        train_on(run, Keeper(run, folder / "stops", {}, watch), watch)
     part.save(folder / "stop.safetensors", {})
     again = started()
     again.resume(folder / "stop.safetensors")
-    watch = Quiet(4)
-    watch.step = 2
-    train_on(again, Keeper(again, folder / "stops", {}, watch), watch)  # type: ignore[arg-type]
+    watch = Until(4, step=2)
+    train_on(again, Keeper(again, folder / "stops", {}, watch), watch)
     far = max(float((a - b).abs().max()) for a, b in zip(whole.named.values(), again.named.values(), strict=True))
     yield "check-resume", far, "largest difference of a weight, four steps at once or in two"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,9 @@ def stage(kind: str) -> Stage:
     if kind not in STAGES:
         raise UnknownName("kind of job", kind, STAGES)
     module, _, function = STAGES[kind].partition(":")
+    is_new = module not in sys.modules
     found: Stage = getattr(importlib.import_module(module), function or kind)
-    gc.freeze()  # what is imported stays: the collector need not walk through it in each of its rounds
+    if is_new:  # what is imported stays: the collector need not walk through it in each of its rounds
+        gc.collect()  # but garbage of an earlier job shall not stay with it
+        gc.freeze()
     return found

@@ -219,11 +219,11 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
 def _check_passes(plan: Plan, num_train: int) -> None:
     """Raise InputError where a step has fewer passes than there are devices to share them."""
     recipe = plan.recipe
-    passes = -(-min(recipe.volumes_per_step, num_train) // recipe.batch)
+    passes = recipe.passes_in_step(num_train)
     if passes < plan.gpus:
         raise InputError(
             f"Expected a step of {plan.gpus} passes or more for --gpus {plan.gpus}, got {passes}; use "
-            f"--set accumulate={plan.gpus} with a batch of {max(1, recipe.volumes_per_step // plan.gpus)}."
+            f"--set accumulate={plan.gpus} with a batch of {max(1, recipe.volumes_in_step(num_train) // plan.gpus)}."
         )
 
 
