@@ -42,6 +42,10 @@ class StoreError(LachesisError):
     exit_code = 4
 
 
+class ArtifactsAway(StoreError, OSError):
+    """The object store that holds artifacts does not answer; it may later."""
+
+
 class Cancelled(LachesisError):
     """The job was cancelled."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -241,9 +242,10 @@ class Keeper:
                 break
             except OSError as error:
                 if attempt == WRITE_AGAIN:
+                    full = " Is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
                     self.observer.alarm(
-                        f"Step {self.run.step} could not be kept ({error}); training goes on, and would go on from "
-                        "the stop before if it ended now. Is the disk full?"
+                        f"Step {self.run.step} could not be kept ({str(error).rstrip('.')}); training goes on, and "
+                        f"would go on from the stop before if it ended now.{full}"
                     )
                 else:
                     time.sleep(WAIT_SECONDS)

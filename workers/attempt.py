@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import Cancelled, FenceLost, InputError, LachesisError, Preempted, RankEnded, StoreError, Waiting
+from app.errors import (
+    ArtifactsAway,
+    Cancelled,
+    FenceLost,
+    InputError,
+    LachesisError,
+    Preempted,
+    RankEnded,
+    StoreError,
+    Waiting,
+)
 from app.queue import QUEUE_OF, nudge
 from app.settings import Settings
 from app.store import attempts, jobs
@@ -216,7 +226,7 @@ def _outcome(work: JobWork) -> End:
         result = stage(work.claim.kind)(work)
         json.dumps(result)
         work.flush()
-    except (Preempted, Cancelled, FenceLost) as error:
+    except (Preempted, ArtifactsAway, Cancelled, FenceLost) as error:
         return _stopped(work, type(error))
     except Waiting:
         work.flush()
@@ -256,7 +266,7 @@ def _failed(work: JobWork, error: Exception) -> End:
     trace = _write_trace(work)
     if passes(error):
         return lambda c: jobs.retry_later(c, job_id, fence, "The database did not answer.")
-    if isinstance(error, RankEnded):
+    if isinstance(error, (RankEnded, ArtifactsAway)):
         return lambda c: jobs.retry_later(c, job_id, fence, str(error))
     if isinstance(error, LachesisError):
         message, exit_code = str(error), error.exit_code

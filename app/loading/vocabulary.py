@@ -161,7 +161,7 @@ def _load(
 
 
 def _is_kept(work: Work, release: Release) -> bool:
-    return all((artifacts.root(work.settings) / kept["path"]).is_file() for kept in release.files.values())
+    return all(artifacts.is_kept(work.settings, kept["path"]) for kept in release.files.values())
 
 
 def keep(connection: duckdb.DuckDBPyConnection, table: str, decoded: Any, plan: Any, into: Path) -> Judged:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import InputError, StoreError, UnknownName
+from app.errors import InputError, UnknownName
+from app.store.places import digest_of, place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,69 +70,29 @@ def find_checkpoint(connection: Connection, name: str) -> Checkpoint:
     return Checkpoint(**connection.execute(text(_COLUMNS), {"id": found}).mappings().one())
 
 
-def root(settings: Settings) -> Path:
-    """The folder in which published files lie.
-
-    Raises:
-        StoreError: neither LACHESIS_ARTIFACTS nor a home says where, or the variable names no folder.
-    """
-    if settings.artifacts:
-        folder = settings.artifacts.removeprefix("file://")
-        if "://" in folder:
-            raise StoreError(
-                f"Expected a folder in LACHESIS_ARTIFACTS, found a URL of the kind {folder.partition(':')[0]}; "
-                "name a folder that every host mounts."
-            )
-        return Path(folder)
-    if settings.home is None:
-        raise StoreError("Expected a place for artifacts, found none; set LACHESIS_ARTIFACTS or LACHESIS_HOME.")
-    return settings.home / "artifacts"
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def publish(settings: Settings, file: Path, kind: str) -> tuple[str, str]:
-    """Put a file under its digest among the artifacts; (path relative to the artifacts, sha256).
+    """Put a file under its digest among the artifacts; (its key there, sha256).
 
     Writing it again is a no-op, so that two attempts at one job cannot harm each other.
+
+    Raises:
+        OSError: it could not be written, or does not read back as written; ArtifactsAway where a bucket is away.
+        StoreError: there is no place for it, or we may not write there.
     """
-    digest = file_digest(file)
-    relative = f"{kind}/{digest[:2]}/{digest}{file.suffix}"
-    target = root(settings) / relative
-    if not target.exists() or file_digest(target) != digest:  # one that was damaged is mended
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            shutil.copyfile(file, part)
-            with part.open("rb") as handle:
-                os.fsync(handle.fileno())
-            if file_digest(part) != digest:
-                raise OSError(f"{part.name} does not read back as written")
-            part.rename(target)
-        finally:
-            part.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    return relative, digest
+    digest = digest_of(file)
+    key = f"{kind}/{digest[:2]}/{digest}{file.suffix}"
+    place(settings).put(file, key, digest)
+    return key, digest
 
 
-def fetch(settings: Settings, relative: str, sha256: str) -> Path:
-    """A published file, its content checked. Raises StoreError where it is missing or altered."""
-    path = root(settings) / relative
-    if not path.is_file():
-        raise StoreError(
-            f"Expected the artifact {relative} on this host, found none; set LACHESIS_ARTIFACTS to where it is."
-        )
-    if file_digest(path) != sha256:
-        raise StoreError(f"The artifact {relative} is not what was stored (sha256 differs); restore it from a backup.")
-    return path
+def fetch(settings: Settings, key: str, sha256: str) -> Path:
+    """A published file on this host, its content checked. Raises StoreError where it is missing or altered."""
+    return place(settings).get(key, sha256)
+
+
+def is_kept(settings: Settings, key: str) -> bool:
+    """Whether a published file is still there."""
+    return place(settings).size(key) is not None
 
 
 def add_checkpoint(connection: Connection, values: Mapping[str, Any]) -> int:
@@ -177,8 +134,9 @@ def forget_stops(connection: Connection, job_id: int, keep: int) -> list[str]:
 
 def remove(settings: Settings, paths: Iterable[str]) -> None:
     """Delete published files that no row names any more."""
+    here = place(settings)
     for path in paths:
-        (root(settings) / path).unlink(missing_ok=True)
+        here.remove(path)
 
 
 def replace_embeddings(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError, UnknownName
-from app.store import artifacts
+from app.store.places import cache_folder
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -31,7 +31,7 @@ SPARE_BYTES = 256 << 20
 
 def folder(settings: Settings) -> Path:
     """LACHESIS_CACHE, else HOME/cache, else `cache` among the artifacts."""
-    return settings.cache or (settings.home or artifacts.root(settings)) / "cache"
+    return cache_folder(settings)
 
 
 @dataclass(frozen=True, slots=True)

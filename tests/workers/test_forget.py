@@ -16,6 +16,7 @@ from app.errors import InputError, StoreError
 from app.loading import images, omop
 from app.settings import Settings
 from app.store import artifacts, cohorts, tasks
+from app.store.places import place
 from app.store.work import InlineWork
 from app.tasks import TaskSpec, builtin
 from tests.app.loading.extracts import DEATH_HEADER, PERIODS, PERSONS, VISIT_HEADER, extract, one, rows
@@ -212,7 +213,7 @@ def test_nothing_of_the_forgotten_is_left_and_all_of_the_others(
     path, sha256 = rows(engine, "SELECT path, sha256 FROM model.embedding_set")[0]
     kept = load_file(artifacts.fetch(settings, path, sha256))
     assert len(kept["embedding"]) == len(kept["image_occurrence_id"]) == 3 and len(kept["mean"]) == 5
-    assert not (artifacts.root(settings) / whole.embedding).exists()
+    assert not (place(settings).path(whole.embedding)).exists()
     assert one(engine, "SELECT count(*) FROM ops.forgotten_file") == 0
     assert one(engine, "SELECT sum(num_events) FROM omop.concept_count") == one(
         engine, "SELECT count(*) FROM omop.event"
@@ -286,10 +287,10 @@ def test_an_attempt_that_died_before_the_files_went_is_finished_by_the_next(
         patch.setattr(stage, "_remove_files", lambda work, ids: (_ for _ in ()).throw(OSError("the power went")))
         with pytest.raises(OSError, match="power"):
             forget(work(path=path))
-    assert (artifacts.root(settings) / whole.embedding).exists()
+    assert (place(settings).path(whole.embedding)).exists()
     result = forget(work(path=path))
     assert result["files"] == {"artifacts": 2, "volumes": 1, "path lists": 1, "csv rows": 1}
-    assert not (artifacts.root(settings) / whole.embedding).exists()
+    assert not (place(settings).path(whole.embedding)).exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from app.errors import InputError, UnknownName
 from app.store import artifacts
+from app.store.places import place
 from app.store.work import InlineWork
 from ml.config import read_recipe
 from tests.workers.small_cohort import SMALL, SmallCohort, insert_cohort
@@ -123,7 +124,7 @@ def test_a_shuffled_checkpoint_embeds_the_volumes_of_others_inside_the_split(
             path = connection.execute(
                 text("SELECT path FROM model.embedding_set WHERE checkpoint_id = :c"), {"c": row["checkpoint_id"]}
             ).scalar_one()
-        kept[name] = load_file(artifacts.root(work().settings) / path)
+        kept[name] = load_file(place(work().settings).path(path))
     true, shuffled = kept["u"]["voxel_stats"], kept["s"]["voxel_stats"]
     for split in ("train", "tuning", "held_out"):
         rows = np.array([s == split for s in cohort.split])

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from app.errors import Cancelled, InputError, LachesisError, Preempted
 from app.settings import Settings
 from app.store import artifacts
+from app.store.places import place
 from app.store.work import InlineWork
 from tests.workers.small_cohort import SMALL, SmallCohort, insert_cohort
 from workers.stages.pretrain import pretrain
@@ -95,9 +96,7 @@ def test_stops_are_written_on_the_way_and_only_the_newest_three_stay(
         pretrain(made)
     stops = rows(engine, "SELECT step, path FROM model.checkpoint WHERE NOT is_final ORDER BY step")
     assert [row.step for row in stops] == [5, 6, 7]
-    files = {
-        str(p.relative_to(artifacts.root(made.settings))) for p in artifacts.root(made.settings).rglob("*.safetensors")
-    }
+    files = {one.key for one in place(made.settings).listing("checkpoints")}
     assert files == {row.path for row in stops}, "superseded files are gone"
     assert not list(made.folder.iterdir())
 
@@ -111,7 +110,7 @@ def test_a_damaged_stop_falls_back_to_the_one_before(
     with pytest.raises(Cancelled):
         pretrain(first)
     newest = rows(engine, "SELECT path FROM model.checkpoint ORDER BY step DESC LIMIT 1")[0].path
-    (artifacts.root(first.settings) / newest).write_bytes(b"damaged")
+    place(first.settings).path(newest).write_bytes(b"damaged")
     second = attempt(2, steps=9, error=Cancelled())
     with pytest.raises(Cancelled):
         pretrain(second)
@@ -158,7 +157,7 @@ def test_the_best_stop_stays_beside_the_last_three_and_is_one(
     pretrain(work)
     stops = rows(engine, "SELECT epoch, is_best, path FROM model.checkpoint WHERE NOT is_final ORDER BY step")
     assert [(row.epoch, row.is_best) for row in stops if row.is_best] == [(2, True)]
-    assert all((artifacts.root(work.settings) / row.path).is_file() for row in stops)
+    assert all(place(work.settings).path(row.path).is_file() for row in stops)
 
 
 def test_a_finished_training_goes_on_as_a_child_and_only_on_its_own_labels(

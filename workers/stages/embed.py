@@ -11,6 +11,7 @@ import numpy as np
 
 from app.errors import InputError, StoreError
 from app.store import artifacts, names
+from app.store.places import place as place_of
 from app.store.work import Work
 from workers.bridge import TRAIN, Members, Scan, read_members, read_scans
 from workers.scan_volumes import ScanVolumes, permuted_images, prepare
@@ -69,6 +70,7 @@ def embed(work: Work) -> dict[str, Any]:
         work.log(f"unchanged: checkpoint {checkpoint.name} has embedded this cohort already")
         return {**kept, "name": checkpoint.name, "unchanged": True}
 
+    place_of(work.settings).require()
     trained = _load(work, checkpoint)
     volumes = prepare(work, trained.recipe, scans)
     if checkpoint.shuffled:
@@ -127,7 +129,7 @@ def _complete(connection: Connection, work: Work, checkpoint_id: int, cohort_id:
         .mappings()
         .first()
     )
-    if row is None or not (artifacts.root(work.settings) / row["path"]).is_file():
+    if row is None or not artifacts.is_kept(work.settings, row["path"]):
         return None
     return {key: value for key, value in row.items() if key != "path"}
 

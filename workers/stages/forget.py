@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InputError
 from app.store import artifacts, cache_room, forgetting
 from app.store.loads import lock_publishing
+from app.store.places import place
 from app.store.work import Work
 from workers.stages.embed_unfinished import PATTERN
 
@@ -137,9 +138,7 @@ def _remove_files(work: Work, ids: set[int]) -> dict[str, int]:
     volumes = {name for kind, name in planned if kind == "volume"}
     for kind, name in planned:
         if kind == "artifact":
-            path = artifacts.root(work.settings) / name
-            counts["artifacts"] += path.exists()
-            path.unlink(missing_ok=True)
+            counts["artifacts"] += place(work.settings).remove(name)
     home = work.settings.home
     if volumes:
         counts["volumes"] = _remove_volumes(cache_room.folder(work.settings), volumes)

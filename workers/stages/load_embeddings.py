@@ -29,6 +29,7 @@ from app.store.loads import (
     record_rejects,
     supersede,
 )
+from app.store.places import digest_of
 from app.store.work import Work
 from workers.bridge import TRAIN, read_members
 from workers.stages.embed import Vectors, store, warn_of_recall
@@ -102,7 +103,7 @@ def load_embeddings(work: Work) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"Expected a file of vectors, found none; {path.name} is not on the worker's host.")
     work.progress(0, None, "", "reading vectors")
-    sha256 = artifacts.file_digest(path)
+    sha256 = digest_of(path)
     given = read_vectors(path, work.args.get("match"))
     records = FileRecord(
         name=path.name, sha256=sha256, size=path.stat().st_size, records=given.num_read, dialect=path.suffix.lstrip(".")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.errors import InputError, Preempted
+from app.store.places import place
 from app.store.work import Work
 from ml.config import Recipe
 from workers.bridge import (
@@ -46,6 +47,7 @@ def pretrain(work: Work) -> dict[str, Any]:
         work.log(f"unchanged: checkpoint {plan.name} was made from the same labels, recipe and seed")
         return {**finished, "unchanged": True}
 
+    place(work.settings).require()  # before hours of training that could not be kept
     seen = np.isin(plan.members.split, (TRAIN, TUNING))
     rows = np.flatnonzero(plan.members.eligible & seen)
     wanted = set(plan.members.image[seen if plan.shuffled else rows].tolist())

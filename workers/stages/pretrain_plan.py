@@ -14,6 +14,7 @@ import numpy as np
 from app.errors import InputError, UnknownName
 from app.store import artifacts, stale
 from app.store.names import check_name
+from app.store.places import digest_of
 from app.store.work import Work
 from ml.config import Recipe, from_dict, read_recipe
 from ml.labelling import LabelArrays
@@ -84,7 +85,7 @@ def read_plan(work: Work) -> Plan:
         "label_set": f"{info.name}@{info.version}",
         "label_digest": info.digest,
         "images_digest": hashlib.sha256(members.image.tobytes() + members.split.tobytes()).hexdigest(),
-        "weights_sha256": artifacts.file_digest(weights) if weights else None,
+        "weights_sha256": digest_of(weights) if weights else None,
     }
     if continues is not None:
         continues.check(facts)

@@ -9,6 +9,7 @@ from typing import Any
 
 from app.errors import Preempted, StoreError
 from app.store import artifacts
+from app.store.places import place
 from app.store.work import Work
 from workers.stages.pretrain_plan import Plan
 
@@ -160,4 +161,4 @@ def publish(
     with work.transaction() as connection:
         checkpoint_id = artifacts.add_checkpoint(connection, values)
     file.unlink()
-    return Published(checkpoint_id, artifacts.root(work.settings) / path)
+    return Published(checkpoint_id, place(work.settings).path(path))

@@ -15,6 +15,7 @@ from app.errors import InputError
 from app.report import build, rows, tables
 from app.store import artifacts, evaluations, plots
 from app.store.names import check_name
+from app.store.places import place
 from app.store.work import Work
 from ml.evaluate import HELD_OUT, TRAIN
 from ml.labelling import CENSORED, COMPETING, EVENT, LabelArrays, task_outcomes
@@ -52,9 +53,9 @@ def report(work: Work) -> dict[str, Any]:
     path, sha256 = artifacts.publish(work.settings, file, "reports")
     with work.transaction() as connection:
         report_id = evaluations.add_report(connection, name=title, path=path, sha256=sha256, job_id=work.job_id)
-    shown = readable_copy(work, title, page) or artifacts.root(work.settings) / path
+    shown = readable_copy(work, title, page)
     return {
-        "file": str(shown.absolute()),
+        "file": str(shown.absolute()) if shown else place(work.settings).name(path),
         "summary": [line for part in parts for line in tables.summary(part)],
         "notes": notes(parts),
         "report_id": report_id,

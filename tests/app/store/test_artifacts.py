@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from app.errors import StoreError, UnknownName
+from app.errors import InputError, StoreError, UnknownName
 from app.settings import Settings
 from app.store import artifacts
+from app.store.places import place
 
 
 def add(engine: Engine, name: str, sha256: str, *, is_final: bool = True) -> int:
@@ -49,10 +50,30 @@ def test_files_are_kept_under_their_digest_and_an_altered_one_is_refused(setting
         artifacts.fetch(settings, path, sha256)
 
 
-def test_artifacts_are_a_folder_and_another_url_is_refused(settings: Settings, tmp_path: Path) -> None:
+def test_artifacts_are_a_folder_or_a_bucket_and_another_url_is_refused(settings: Settings, tmp_path: Path) -> None:
     for named in (str(tmp_path), f"file://{tmp_path}"):
-        assert artifacts.root(replace(settings, artifacts=named)) == tmp_path
-    with pytest.raises(StoreError, match="URL of the kind s3"):
-        artifacts.root(replace(settings, artifacts="s3://bucket/x"))
+        assert place(replace(settings, artifacts=named)).path("x") == tmp_path / "x"
+    assert place(replace(settings, artifacts="s3://bucket/a/")).name("x") == "s3://bucket/a/x"
+    with pytest.raises(StoreError, match="URL of the kind ftp"):
+        place(replace(settings, artifacts="ftp://host/x"))
     with pytest.raises(StoreError, match="set LACHESIS_ARTIFACTS or LACHESIS_HOME"):
-        artifacts.root(replace(settings, home=None))
+        place(replace(settings, home=None))
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///a", "s3://key:secret@bucket/a", "s3://bucket/a?token=secret"])
+def test_a_bucket_is_named_without_keys_and_what_is_wrong_is_not_repeated(settings: Settings, url: str) -> None:
+    with pytest.raises(StoreError, match="to be s3://BUCKET/PREFIX") as refused:
+        place(replace(settings, artifacts=url))
+    assert "secret" not in str(refused.value)
+
+
+def test_a_bucket_without_a_home_asks_for_a_folder_of_copies(settings: Settings) -> None:
+    with pytest.raises(InputError, match="set LACHESIS_CACHE"):
+        place(replace(settings, artifacts="s3://bucket", home=None))
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_made(settings: Settings) -> None:
+    place(settings).require()
+    assert not list(place(settings).listing())
+    with pytest.raises((StoreError, OSError)):
+        place(replace(settings, artifacts="/proc/nowhere")).require()
