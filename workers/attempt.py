@@ -226,7 +226,7 @@ def _outcome(work: JobWork) -> End:
         result = stage(work.claim.kind)(work)
         json.dumps(result)
         work.flush()
-    except (Preempted, ArtifactsAway, Cancelled, FenceLost) as error:
+    except (Preempted, Cancelled, FenceLost) as error:
         return _stopped(work, type(error))
     except Waiting:
         work.flush()

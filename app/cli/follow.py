@@ -159,8 +159,15 @@ def watch_to_end(watch: Watch, process: subprocess.Popen[bytes] | None) -> dict[
             time.sleep(0.05 if watch.age < 5 else 0.2)
             job = watch.look()
             if left and job["state"] not in ENDED:
-                raise StoreError(f"The process of job {watch.job_id} ended; see `lachesis show job {watch.job_id}`.")
+                raise StoreError(_left(job))
     return job
+
+
+def _left(job: dict[str, Any]) -> str:
+    """Why a foreground process ended before its job, and what becomes of the job."""
+    if job["state"] == "retry_wait" and job["error_message"]:
+        return f"{job['error_message']} A worker tries job {job['job_id']} again; `lachesis watch` follows it."
+    return f"The process of job {job['job_id']} ended; see `lachesis show job {job['job_id']}`."
 
 
 def wait_for_cancel(watch: Watch, process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -346,10 +353,13 @@ class Lines:
 
     def __init__(self, name: str) -> None:
         self.name, self._next, self._pace = name, time.monotonic() + LINE_SECONDS, Pace()
+        self._trouble: str | None = None
 
     def show(self, job: dict[str, Any]) -> None:
         self._pace.see(job)
-        if time.monotonic() >= self._next:
+        news = job["state"] == "retry_wait" and job["error_message"] != self._trouble
+        self._trouble = job["error_message"] if news else self._trouble
+        if news or time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_SECONDS
             self.say(f"{self.name}: {progress_words(job, self._pace)}")
 
@@ -363,7 +373,7 @@ def progress_words(job: dict[str, Any], pace: Pace | None = None) -> str:
         return f"no sign of life from its worker for {duration(job['silent_seconds'])}; another takes over soon"
     shared = job["state"] == "retry_wait" and job.get("open_shards")
     if (job["state"] != "running" and not shared) or job["done"] is None:
-        return "waits to be tried again" if job["state"] == "retry_wait" else "waits for a worker"
+        return _waiting(job)
     parts = [f"{job['done']:,}" + (f" of {job['total']:,}" if job["total"] else "") + f" {job['unit']}".rstrip()]
     if pace is not None and pace.rate is not None:
         parts.append(per_second(pace.rate, job["unit"]))
@@ -372,6 +382,13 @@ def progress_words(job: dict[str, Any], pace: Pace | None = None) -> str:
     if job["note"]:
         parts.append(job["note"])
     return ", ".join(parts)
+
+
+def _waiting(job: dict[str, Any]) -> str:
+    if job["state"] != "retry_wait":
+        return "waits for a worker"
+    why = str(job["error_message"] or "").rstrip(".")
+    return f"waits to be tried again: {why}" if why else "waits to be tried again"
 
 
 def is_silent(job: dict[str, Any]) -> bool:

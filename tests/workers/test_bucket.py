@@ -13,13 +13,16 @@ import pytest
 from safetensors.numpy import load_file
 from sqlalchemy import Engine, text
 
+from app.cli.follow import progress_words
 from app.errors import Preempted, StoreError
+from app.queue import nudge
 from app.settings import Settings
-from app.store import artifacts, object_place
+from app.store import artifacts, jobs, object_place
 from app.store.places import place
 from app.store.work import InlineWork
 from tests.bucket import Bucket, serving
-from tests.workers.small_cohort import insert_cohort
+from tests.workers.conftest import Lab
+from tests.workers.small_cohort import SMALL, insert_cohort
 from tests.workers.test_pretrain_resume import ARGS, JobWork
 from workers.stages.embed import embed
 from workers.stages.pretrain import pretrain
@@ -131,3 +134,22 @@ def test_a_bucket_that_may_not_be_used_is_told_before_the_training(
     with pytest.raises(StoreError, match="answered NoSuchBucket"):
         pretrain(host.attempt(job, 1))
     assert not list(host.folder.rglob("*.safetensors"))
+
+
+def test_a_job_whose_bucket_is_away_waits_says_why_and_is_tried_again(
+    lab: Lab, stored: Settings, server: Bucket, job: int
+) -> None:
+    lab.settings = stored
+    server.end()
+    lab.worker()
+    with lab.engine.begin() as connection:
+        queued = jobs.insert(connection, kind="pretrain", queue="gpu", args={**ARGS, "set": {**SMALL, "epochs": "1"}})
+    assert nudge(lab.store.redis_url, queued, "gpu")
+    lab.until(lambda: lab.job(queued)["state"] == "retry_wait", 30)
+    waiting = lab.job(queued)
+    assert "check AWS_ENDPOINT_URL" in waiting["error_message"]
+    assert progress_words(waiting).startswith("waits to be tried again: Expected the server of the bucket artifacts")
+    server.start()
+    boto3.client("s3").create_bucket(Bucket="artifacts")
+    done = lab.ended(queued, 90)
+    assert done["state"] == "succeeded", done["error_message"]
