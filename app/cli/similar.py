@@ -28,6 +28,7 @@ def similar(
     min_age: Annotated[float | None, typer.Option(help="Youngest at the scan, years.")] = None,
     max_age: Annotated[float | None, typer.Option(help="Oldest at the scan, years.")] = None,
     same_person: Annotated[bool, typer.Option("--same-person", help="Other scans of the person, too.")] = False,
+    verdict: Annotated[str | None, typer.Option(help="Only among scans of this verdict (ok, suspect).")] = None,
     labels: Annotated[str | None, typer.Option(help="Label set that holds --task.")] = None,
     task: Annotated[str | None, typer.Option(help="Say what became of the neighbours: of 11 persons or more.")] = None,
     horizon_days: Annotated[int, typer.Option(help="By when, days after the scan.", min=1)] = 365,
@@ -45,7 +46,15 @@ def similar(
 
     if (task is None) != (labels is None):
         raise InputError("Expected --labels and --task together, got one of them; give both.")
-    among = store.Among(cohort=cohort, split=split, sex=sex, min_age=min_age, max_age=max_age, same_person=same_person)
+    among = store.Among(
+        cohort=cohort,
+        split=split,
+        sex=sex,
+        min_age=min_age,
+        max_age=max_age,
+        same_person=same_person,
+        verdict=verdict,
+    )
     with connect().connect() as connection:
         rows = store.nearest(connection, image, checkpoint, k, among)
         summary = store.outcomes(connection, rows, labels, task, horizon_days) if labels and task else None

@@ -39,7 +39,9 @@ class Checkpoint(Base):
     checkpoint_id: Mapped[int] = column("Key", Integer, Identity(), primary_key=True)
     name: Mapped[str] = column("Name given at training; the newest finished of a name is meant by it", Text)
     sha256: Mapped[str] = column("Digest of the weights file, hexadecimal", Text)
-    arm: Mapped[str] = column("base, untrained, mtl, visit or tte", Text)
+    arm: Mapped[str] = column(
+        "base, untrained, mtl, visit or tte; external where the vectors were made elsewhere", Text
+    )
     encoder: Mapped[str] = column("Encoder", Text)
     width: Mapped[int] = column("Length of its embeddings", Integer)
     recipe: Mapped[dict[str, Any]] = column("The complete recipe", JSONB)
@@ -117,6 +119,27 @@ class EmbeddedScan(Base):
     )
     image_occurrence_id: Mapped[int] = column("Scan", BigInteger, primary_key=True, autoincrement=False)
     sha256: Mapped[bytes | None] = column("Digest of the content that was embedded", LargeBinary)
+
+
+class EmbeddingIndex(Base):
+    """How an index of embeddings is searched."""
+
+    __tablename__ = "embedding_index"
+    __table_args__ = {
+        "schema": "model",
+        "comment": "How wide the index of a checkpoint's embeddings is searched, and what it finds so.",
+    }
+
+    checkpoint_id: Mapped[int] = column(
+        "Checkpoint", ForeignKey("model.checkpoint.checkpoint_id", ondelete="CASCADE"), primary_key=True
+    )
+    ef_search: Mapped[int] = column(
+        "Candidates a search keeps: the fewest that gave a recall of .99, or 1000 where none did", Integer
+    )
+    recall: Mapped[float] = column("Share of the ten exactly nearest scans that model.neighbours finds so", Float)
+    num_queries: Mapped[int] = column("Scans whose neighbours were compared", Integer)
+    num_embeddings: Mapped[int] = column("Embeddings in the index then", BigInteger)
+    created_at: Mapped[dt.datetime] = column("When", MOMENT, server_default=NOW)
 
 
 class EmbeddingSet(Base):

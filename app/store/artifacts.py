@@ -11,9 +11,7 @@ from app.errors import InputError, UnknownName
 from app.store.places import digest_of, place
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from sqlalchemy import Connection, RowMapping
+    from sqlalchemy import Connection
 
     from app.settings import Settings
 
@@ -137,107 +135,3 @@ def remove(settings: Settings, paths: Iterable[str]) -> None:
     here = place(settings)
     for path in paths:
         here.remove(path)
-
-
-def replace_embeddings(
-    connection: Connection, checkpoint_id: int, images: NDArray[np.int64], vectors: NDArray[np.float32]
-) -> None:
-    """Put the vectors of some scans under one checkpoint, in place of older ones, by COPY.
-
-    Args:
-        connection: its transaction holds the change.
-        checkpoint_id: the partition, which must exist (model.add_embedding_partition).
-        images: (N,) image_occurrence_id, distinct.
-        vectors: (N, D) standardised, finite, not zero, within the range of a half.
-    """
-    from sqlalchemy import text
-
-    from app.store.copy import copy_in
-
-    connection.execute(
-        text("DELETE FROM model.embedding WHERE checkpoint_id = :c AND image_occurrence_id = ANY(:i)"),
-        {"c": checkpoint_id, "i": [int(i) for i in images]},
-    )
-    columns = ("checkpoint_id", "image_occurrence_id", "embedding")
-    chunks = range(0, len(images), _ROWS)
-    rows = (_rows(checkpoint_id, images[i : i + _ROWS], vectors[i : i + _ROWS]) for i in chunks)
-    copy_in(connection, "model.embedding", columns, rows)
-    connection.execute(
-        text(
-            "INSERT INTO model.embedded_scan (checkpoint_id, image_occurrence_id, sha256) "
-            "SELECT :c, i.image_occurrence_id, o.sha256 FROM unnest(CAST(:i AS bigint[])) i (image_occurrence_id) "
-            "LEFT JOIN omop.image_occurrence o USING (image_occurrence_id) "
-            "ON CONFLICT (checkpoint_id, image_occurrence_id) DO UPDATE SET sha256 = excluded.sha256"
-        ),
-        {"c": checkpoint_id, "i": [int(i) for i in images]},
-    )
-
-
-_ROWS = 1_000
-"""Vectors encoded at once."""
-
-
-def _rows(checkpoint_id: int, images: NDArray[np.int64], vectors: NDArray[np.float32]) -> bytes:
-    """Rows of model.embedding in binary COPY form; a halfvec is its dimension, a zero and its halves, big-endian."""
-    import numpy as np
-
-    layout = [("fields", ">i2"), ("l0", ">i4"), ("checkpoint_id", ">i4"), ("l1", ">i4"), ("image", ">i8")]
-    layout += [("l2", ">i4"), ("width", ">i2"), ("zero", ">i2"), ("half", ">f2", (vectors.shape[1],))]  # type: ignore[list-item]
-    rows = np.zeros(len(images), np.dtype(layout))
-    rows["fields"], rows["l0"], rows["l1"], rows["l2"] = 3, 4, 8, 4 + 2 * vectors.shape[1]
-    rows["checkpoint_id"], rows["image"], rows["width"], rows["half"] = checkpoint_id, images, vectors.shape[1], vectors
-    return rows.tobytes()
-
-
-_RECALL = """
-SELECT avg((SELECT count(*) FROM unnest(found.images) f(image) WHERE f.image = ANY(exact.images))::float8
-           / greatest(cardinality(exact.images), 1))
-FROM unnest(CAST(:images AS bigint[])) q(image)
-CROSS JOIN LATERAL (SELECT coalesce(array_agg(n.image_occurrence_id), '{}') AS images
-                    FROM model.neighbours(q.image, :checkpoint, 10) n) found
-CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(x.image_occurrence_id), '{}') AS images FROM (
-        SELECT e.image_occurrence_id FROM model.embedding e, model.embedding o
-        WHERE o.checkpoint_id = :id AND o.image_occurrence_id = q.image
-          AND e.checkpoint_id = :id AND e.image_occurrence_id <> q.image
-        ORDER BY (e.embedding <=> o.embedding) + 0, e.image_occurrence_id LIMIT 10) x) exact
-"""
-
-
-def measure_recall(connection: Connection, checkpoint_id: int, images: Iterable[int]) -> float:
-    """Share of the ten exactly nearest scans that the index finds, a mean over some scans."""
-    from sqlalchemy import text
-
-    values = {"images": list(images), "checkpoint": str(checkpoint_id), "id": checkpoint_id}
-    return float(connection.execute(text(_RECALL), values).scalar() or 0.0)
-
-
-def embedded_files(connection: Connection, checkpoint_id: int) -> list[tuple[str, str]]:
-    """(path, sha256) of the embeddings of a checkpoint, of any cohort, newest first."""
-    from sqlalchemy import text
-
-    statement = "SELECT path, sha256 FROM model.embedding_set WHERE checkpoint_id = :c ORDER BY created_at DESC"
-    return [(row.path, row.sha256) for row in connection.execute(text(statement), {"c": checkpoint_id})]
-
-
-def embedding_set(connection: Connection, checkpoint: Checkpoint, cohort_id: int) -> RowMapping:
-    """The embedding of a cohort by a checkpoint. Raises InputError saying which command makes it."""
-    from sqlalchemy import text
-
-    row = (
-        connection.execute(
-            text("SELECT * FROM model.embedding_set WHERE checkpoint_id = :c AND cohort_id = :k"),
-            {"c": checkpoint.checkpoint_id, "k": cohort_id},
-        )
-        .mappings()
-        .first()
-    )
-    if row is None:
-        cohort = connection.execute(
-            text("SELECT name FROM label.cohort WHERE cohort_id = :k"), {"k": cohort_id}
-        ).scalar()
-        raise InputError(
-            f"Expected embeddings of cohort {cohort!r} by checkpoint {checkpoint.name!r}, found none; "
-            f"run `lachesis embed {checkpoint.name} --cohort {cohort}` first."
-        )
-    return row

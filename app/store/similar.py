@@ -26,11 +26,13 @@ class Among:
     min_age: float | None = None
     max_age: float | None = None
     same_person: bool = False
+    verdict: str | None = None
 
 
 _NEAREST = """
 SELECT n.*, p.gender_concept_id, floor(extract(epoch FROM n.acquired_at - p.birth_time) / 31557600)::int AS age
-FROM model.neighbours(:image, :checkpoint, :k, :cohort, :split, :gender, :min_age, :max_age, :same_person) n
+FROM model.neighbours(:image, :checkpoint, :k, :cohort, :split, :gender, :min_age, :max_age,
+                      :same_person, :verdict) n
 LEFT JOIN omop.person p USING (person_id) ORDER BY n.distance, n.image_occurrence_id
 """
 
@@ -44,7 +46,7 @@ def nearest(connection: Connection, image: int, checkpoint: str, k: int, among: 
         raise UnknownName("sex", among.sex, GENDERS)
     values = {"image": image, "checkpoint": checkpoint, "k": k, "cohort": among.cohort, "split": among.split}
     values |= {"gender": GENDERS[among.sex] if among.sex else None, "min_age": among.min_age}
-    values |= {"max_age": among.max_age, "same_person": among.same_person}
+    values |= {"max_age": among.max_age, "same_person": among.same_person, "verdict": among.verdict}
     try:
         return [dict(row) for row in connection.execute(text(_NEAREST), values).mappings()]
     except DBAPIError as error:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.embedded import ensure_up, stop
 from app.settings import Settings
-from app.store.artifacts import replace_embeddings
+from app.store.embeddings import replace_embeddings
 from app.store.session import make_engine
 from tests.bench import Row, seconds
 from tests.migrations.rows import add_checkpoint

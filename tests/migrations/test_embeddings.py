@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from app.store.artifacts import replace_embeddings
+from app.store.embeddings import replace_embeddings
 from tests.migrations.rows import add_checkpoint
 
 WIDTH = 64

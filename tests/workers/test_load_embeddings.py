@@ -82,6 +82,29 @@ def test_vectors_made_elsewhere_are_judged_and_searched_like_those_of_a_checkpoi
         embed(work(checkpoint="merlin", cohort="chest"))
 
 
+def test_scans_of_two_persons_that_share_a_content_are_counted_however_the_vectors_were_made(
+    engine: Engine, cohort: SmallCohort, work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "m.npz", "image_occurrence_id", cohort.images, vectors(cohort))
+    args = {"path": str(file), "encoder": "merlin", "cohort": "chest"}
+    load_embeddings(work(**args))
+    shared = text("SELECT shared_volumes FROM model.embedding_set")
+    with engine.begin() as connection:
+        assert connection.execute(shared).scalar_one() == 2, "the last two have one file"
+        connection.execute(
+            text(
+                "UPDATE omop.image_occurrence SET sha256 = sha256(convert_to(CASE WHEN image_occurrence_id = ANY(:i) "
+                "THEN 'same' ELSE image_occurrence_id::text END, 'UTF8'))"
+            ),
+            {"i": cohort.images[:3]},
+        )
+    assert "voxels of 60 of 60 scans were never read" in capsys.readouterr().err
+    assert load_embeddings(work(**args))["unchanged"]
+    with engine.connect() as connection:
+        assert connection.execute(shared).scalar_one() == 3, "as their voxels say"
+    assert "never read" not in capsys.readouterr().err
+
+
 def test_a_changed_file_becomes_a_newer_checkpoint_and_supersedes_the_load(
     engine: Engine, cohort: SmallCohort, work: Work, tmp_path: Path
 ) -> None:

@@ -35,6 +35,13 @@ def cohort(engine: Engine, tmp_path: Path, work: Work) -> SmallCohort:
                 "FROM omop.image_occurrence i) r WHERE p.person_id = r.person_id"
             )
         )
+        connection.execute(
+            text(
+                "UPDATE omop.image_occurrence i SET verdict = 'suspect' FROM (SELECT image_occurrence_id, row_number() "
+                "OVER (ORDER BY image_occurrence_id) - 1 AS n FROM omop.image_occurrence) r "
+                "WHERE r.image_occurrence_id = i.image_occurrence_id AND r.n % 4 = 0"
+            )
+        )
     pretrain(work(arm="base", encoder="tiny", labels="outcomes", name="u", seed=0, set=SMALL))
     embed(work(checkpoint="u", cohort="chest"))
     return made
@@ -57,6 +64,7 @@ def exact(engine: Engine, image: int, keep: Callable[[int], bool], images: list[
         (Among(cohort="chest", split="train"), lambda n: n % 10 < 7),
         (Among(sex="female"), lambda n: n % 2 == 1),
         (Among(min_age=20, max_age=29), lambda n: 20 <= n <= 29),
+        (Among(verdict="suspect"), lambda n: n % 4 == 0),
         (Among(sex="male", min_age=10, split="tuning"), lambda n: n % 2 == 0 and n >= 10 and n % 10 == 7),
     ],
     ids=str,
@@ -73,6 +81,7 @@ def test_a_question_nobody_can_answer_is_one_sentence(engine: Engine, cohort: Sm
     with engine.connect() as connection:
         for among, words in (
             (Among(cohort="chst"), "found none called 'chst'"),
+            (Among(verdict="okay"), "Expected ok, suspect or unusable as verdict, found 'okay'"),
             (Among(split="heldout"), "Expected train, tuning or held_out as split, found 'heldout'"),
         ):
             with pytest.raises(InputError, match=words):

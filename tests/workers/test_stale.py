@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from app.store import artifacts, stale
+from app.store import embeddings, stale
 from app.store.work import InlineWork
 from tests.migrations.rows import add_checkpoint
 from tests.workers.test_label_versions import build, fill
@@ -125,7 +125,7 @@ def test_an_embedding_of_other_content_is_stale(engine: Engine, labelled: dict[s
         connection.execute(text("SELECT model.add_embedding_partition(:c, 3)"), {"c": checkpoint})
         images = [int(i) for (i,) in connection.execute(text("SELECT image_occurrence_id FROM omop.image_occurrence"))]
         vectors = np.ones((len(images), 3), np.float32)
-        artifacts.replace_embeddings(connection, checkpoint, np.array(images), vectors)
+        embeddings.replace_embeddings(connection, checkpoint, np.array(images), vectors)
         assert [row for row in stale.stale_checkpoints(connection) if row["changed_scans"]] == []
         connection.execute(
             text("UPDATE omop.image_occurrence SET sha256 = NULL WHERE image_occurrence_id = :i"), {"i": images[0]}

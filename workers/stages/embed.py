@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.errors import InputError, StoreError
-from app.store import artifacts, names
+from app.store import artifacts, embedding_index, embeddings, names
+from app.store.embedding_index import Judged
 from app.store.places import place as place_of
 from app.store.work import Work
 from workers.bridge import TRAIN, Members, Scan, read_members, read_scans
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 
 KEY = ("checkpoint_id", "cohort_id")
-JUDGED, LEAST_RECALL = 20, 0.99
-"""Scans by which an index is judged, and the recall below which that is said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +94,8 @@ def embed(work: Work) -> dict[str, Any]:
     }
     work.progress(0, None, "", "writing embeddings")
     with work.transaction() as connection:
-        indexed, recall = store(connection, checkpoint.width, row, vectors)
+        judged = store(connection, checkpoint.width, row, vectors)
     unfinished.remove()
-    warn_of_recall(work, recall)
     counts = {key: row[key] for key in ("checkpoint_id", "cohort_id", "num_scans", "shared_volumes")}
     distinct = len({cached.content_sha256 for cached in volumes.cached.values()})
     return {
@@ -107,8 +105,7 @@ def embed(work: Work) -> dict[str, Any]:
         "width": checkpoint.width,
         "newly_embedded": vectors.num_new,
         "resumed": vectors.num_resumed,
-        "indexed": indexed,
-        "recall": recall,
+        **told_of_index(work, judged),
         "unchanged": False,
         **volumes.failures(),
     }
@@ -230,7 +227,7 @@ def _kept(work: Work, checkpoint: artifacts.Checkpoint, trained: Trained) -> dic
     if trained.mean is None:
         return {}
     with work.connect() as connection:
-        files = artifacts.embedded_files(connection, checkpoint.checkpoint_id)
+        files = embeddings.embedded_files(connection, checkpoint.checkpoint_id)
     found: dict[str, NDArray[np.float32]] = {}
     for path, sha256 in files:
         try:
@@ -270,8 +267,8 @@ def _write(file: Path, vectors: Vectors, volumes: ScanVolumes) -> Path:
     return file
 
 
-def store(connection: Connection, width: int, row: dict[str, Any], vectors: Vectors) -> tuple[bool, float | None]:
-    """Vectors, index and the row of the set in the caller's transaction; whether there is an index, and its recall."""
+def store(connection: Connection, width: int, row: dict[str, Any], vectors: Vectors) -> Judged | None:
+    """Vectors, index and the row of the set in the caller's transaction; how the index is searched, if there is one."""
     from sqlalchemy import text
     from sqlalchemy.dialects.postgresql import insert
 
@@ -279,21 +276,24 @@ def store(connection: Connection, width: int, row: dict[str, Any], vectors: Vect
 
     checkpoint = {"c": row["checkpoint_id"], "w": width}
     connection.execute(text("SELECT model.add_embedding_partition(:c, :w)"), checkpoint)
-    artifacts.replace_embeddings(connection, row["checkpoint_id"], vectors.images, vectors.embedding)
-    indexed = bool(connection.execute(text("SELECT model.index_embedding_partition(:c)"), checkpoint).scalar_one())
-    some = np.random.default_rng(0).permutation(vectors.images)[:JUDGED]
-    recall = artifacts.measure_recall(connection, row["checkpoint_id"], some.tolist()) if indexed else None
-    statement = insert(EmbeddingSet).values(**row, recall=recall)
+    embeddings.replace_embeddings(connection, row["checkpoint_id"], vectors.images, vectors.embedding)
+    judged = embedding_index.index(connection, row["checkpoint_id"], vectors.images)
+    statement = insert(EmbeddingSet).values(**row, recall=judged and judged.recall)
     newer: dict[str, Any] = {key: statement.excluded[key] for key in row if key not in KEY}
     newer |= {"recall": statement.excluded.recall, "created_at": text("clock_timestamp()")}
     connection.execute(statement.on_conflict_do_update(index_elements=list(KEY), set_=newer))
-    return indexed, recall
+    return judged
 
 
-def warn_of_recall(work: Work, recall: float | None) -> None:
-    """Say in the job's log where an index finds too few of the nearest, and what to do."""
-    if recall is not None and recall < LEAST_RECALL:
+def told_of_index(work: Work, judged: Judged | None) -> dict[str, Any]:
+    """For a job's result: the index; it is logged where it finds too few of the nearest, and what to do."""
+    if judged is not None and judged.recall < embedding_index.LEAST_RECALL:
         work.log(
-            f"The index finds {recall:.1%} of the nearest scans, fewer than {LEAST_RECALL:.0%}: search by "
-            "`SET hnsw.ef_search = 1000` and model.neighbours_sql, or among fewer scans, which is exact."
+            f"The index finds {judged.recall:.1%} of the nearest scans, fewer than {embedding_index.LEAST_RECALL:.0%}, "
+            "even at its widest: search among fewer scans (a cohort, a split), which is exact."
         )
+    return {
+        "indexed": judged is not None,
+        "recall": judged and judged.recall,
+        "ef_search": judged and judged.ef_search,
+    }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.errors import InputError
-from app.store import artifacts, evaluations, stale
+from app.store import artifacts, embeddings, evaluations, stale
 from app.store.work import Work
 from ml.evaluate import HELD_OUT, Evaluation, People, Predicted, Question, Result
 from ml.labelling import LabelArrays, task_outcomes
@@ -113,7 +113,7 @@ def read_embedding(connection: Connection, work: Work, name: str, cohort_id: int
     from safetensors.numpy import load_file
 
     checkpoint = artifacts.find_checkpoint(connection, name)
-    row = artifacts.embedding_set(connection, checkpoint, cohort_id)
+    row = embeddings.embedding_set(connection, checkpoint, cohort_id)
     arrays = load_file(artifacts.fetch(work.settings, row["path"], row["sha256"]))
     return Embedded(
         checkpoint=checkpoint,

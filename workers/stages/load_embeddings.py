@@ -16,7 +16,7 @@ from app import __version__
 from app.errors import InputError
 from app.loading.embeddings_read import Given, read_vectors, resolve, too_many
 from app.loading.stops import told
-from app.store import artifacts, names
+from app.store import artifacts, embeddings, names
 from app.store.loads import (
     FileRecord,
     LoadRow,
@@ -32,7 +32,7 @@ from app.store.loads import (
 from app.store.places import digest_of
 from app.store.work import Work
 from workers.bridge import TRAIN, read_members
-from workers.stages.embed import Vectors, store, warn_of_recall
+from workers.stages.embed import Vectors, store, told_of_index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -199,6 +199,7 @@ def _publish(work: Work, delivery: Delivery) -> dict[str, Any]:
         source_id = open_source(connection, SOURCE + delivery.encoder)
         before = published_loads(connection, source_id).get(TABLE, [])
         if any(load.content_sha256 == delivery.digest for load in before) and _current(connection, delivery):
+            _count_shared_again(work, connection, delivery)
             return result | {"unchanged": True, "load_id": before[-1].load_id}
         load_id = record_load(connection, source_id, work.job_id, delivery.row())
         record_rejects(connection, load_id, work.job_id, delivery.rejects())
@@ -213,18 +214,29 @@ def _publish(work: Work, delivery: Delivery) -> dict[str, Any]:
             "sd": vectors.sd.tolist(),
             "num_scans": len(vectors.images),
             "num_failed": 0,
-            "shared_volumes": 0,
+            "shared_volumes": _shared(work, connection, vectors.images),
             "job_id": work.job_id,
         }
-        indexed, recall = store(connection, vectors.embedding.shape[1], row, vectors)
-    warn_of_recall(work, recall)
+        judged = store(connection, vectors.embedding.shape[1], row, vectors)
     return result | {
         "unchanged": False,
         "load_id": load_id,
         "checkpoint_id": checkpoint_id,
-        "indexed": indexed,
-        "recall": recall,
+        **told_of_index(work, judged),
     }
+
+
+def _shared(work: Work, connection: Connection, images: NDArray[np.int64]) -> int:
+    """Scans whose content another person has, too; it is said how far contents are known."""
+    from ml.embed import shared_volumes
+
+    contents = embeddings.contents(connection, images)
+    if contents.num_unread:
+        work.log(
+            f"The voxels of {contents.num_unread:,} of {len(images):,} scans were never read: whether persons share "
+            "them is told by their files' places alone; `lachesis cache build` reads them, then load this file again."
+        )
+    return shared_volumes(contents.content, contents.person)
 
 
 def _current(connection: Connection, delivery: Delivery) -> bool:
@@ -239,6 +251,23 @@ def _current(connection: Connection, delivery: Delivery) -> bool:
             ),
             {"n": delivery.encoder, "k": delivery.cohort_id},
         )
+    )
+
+
+def _count_shared_again(work: Work, connection: Connection, delivery: Delivery) -> None:
+    """Scans may have been read since."""
+    from sqlalchemy import text
+
+    connection.execute(
+        text(
+            "UPDATE model.embedding_set SET shared_volumes = :shared WHERE cohort_id = :k AND checkpoint_id = "
+            "(SELECT max(checkpoint_id) FROM model.checkpoint WHERE name = :n)"
+        ),
+        {
+            "shared": _shared(work, connection, delivery.vectors.images),
+            "k": delivery.cohort_id,
+            "n": delivery.encoder,
+        },
     )
 
 

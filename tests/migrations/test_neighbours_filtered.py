@@ -1,0 +1,111 @@
+"""Filtered neighbours of many scans: from the index where many are left, by comparing all where few are; recall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from app.store import embedding_index
+from tests.migrations.test_embeddings import clustered, fill, nearest, unit
+
+N = 12_000
+QUERIES = range(1, N + 1, 300)
+
+ROWS = """
+INSERT INTO ops.source (name, details) VALUES ('s', '{}');
+INSERT INTO ops.load (source_id, kind, mode, table_name, state, files, content_sha256, num_read, num_loaded,
+                      num_rejected)
+VALUES (1, 'images', 'snapshot', 'image_occurrence', 'published', '[]', '', 0, 0, 0);
+INSERT INTO omop.person (person_id, gender_concept_id, birth_time, load_id)
+SELECT n, CASE WHEN n % 2 = 0 THEN 8507 ELSE 8532 END, TIMESTAMP '2019-06-01' - n % 80 * interval '1 year', 1
+FROM generate_series(1, :n) n;
+INSERT INTO omop.image_occurrence (person_id, acquired_at, date_only, acquired_at_source, image_key, root, path, format,
+                                   verdict, load_id)
+SELECT n, '2020-01-01 12:00', false, 'manifest', n, 'images', n, 'nifti',
+       CASE WHEN n % 3 = 0 THEN 'suspect' WHEN n % 100 = 1 THEN 'unusable' ELSE 'ok' END, 1
+FROM generate_series(1, :n) n ORDER BY n;
+INSERT INTO label.cohort (name, version, is_current, definition, attrition, follow_up, digest)
+VALUES ('chest', 1, true, '{}', '[]', 'observation_period', '');
+INSERT INTO label.cohort_member (cohort_id, person_id, image_occurrence_id, index_time, index_date_only, split,
+                                 eligible)
+SELECT 1, n, n, '2020-01-01 12:00', false, CASE WHEN n % 4 = 0 THEN 'held_out' ELSE 'train' END, true
+FROM generate_series(1, :n) n;
+ANALYZE omop.person, omop.image_occurrence, label.cohort_member;
+"""
+
+
+def fill_rows(connection: Connection, n: int = N) -> None:
+    """Person n has scan n; even ones are men, every third scan is suspect, every fourth held out."""
+    for statement in ROWS.replace(":n", str(n)).split(";\n"):
+        if statement.strip():
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+
+
+FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {
+    "gender_concept_id := 8507": (lambda n: n % 2 == 0, True),
+    "cohort := 'chest', split := 'held_out'": (lambda n: n % 4 == 0, True),
+    "verdict := 'ok'": (lambda n: (n % 3 != 0) & (n % 100 != 1), True),
+    "verdict := 'suspect', same_person := false": (lambda n: n % 3 == 0, True),
+    "min_age := 40, max_age := 69, gender_concept_id := 8532": (
+        lambda n: (n % 2 == 1) & (n % 80 >= 40) & (n % 80 <= 69),
+        True,
+    ),
+    "verdict := 'unusable'": (lambda n: (n % 100 == 1) & (n % 3 != 0), False),
+    "gender_concept_id := 8507, max_age := 9": (lambda n: (n % 2 == 0) & (n % 80 <= 9), False),
+}
+"""Conditions → scans that meet them, and whether more than 2,000 do, so that the index is walked."""
+
+
+def test_filtered_neighbours_come_from_the_index_where_many_are_left_and_are_the_right_ones(engine: Engine) -> None:
+    checkpoint = fill(engine, N)
+    with engine.begin() as connection:
+        fill_rows(connection)
+        embedding_index.tune(connection, checkpoint, list(range(1, N, 500)))
+    directions, scans = unit(clustered(N)), np.arange(1, N + 1)
+    for conditions, (keep, many) in FILTERS.items():
+        wanted = keep(scans)
+        assert (wanted.sum() > 2_000) == many
+        with engine.begin() as connection:
+            ask = f"SELECT model.neighbours_sql(5, 'tiny', 10, {conditions})"
+            statement = connection.exec_driver_sql(ask).scalar_one()
+            plan = "\n".join(connection.exec_driver_sql("EXPLAIN " + statement).scalars())
+            near = f"SELECT image_occurrence_id FROM model.neighbours(%(i)s, 'tiny', 10, {conditions})"
+            found = {i: list(connection.exec_driver_sql(near, {"i": i}).scalars()) for i in QUERIES}
+        assert (f"embedding_{checkpoint}_hnsw" in plan) == many, plan
+        assert "Incremental Sort" not in plan, "what the index gives is not sorted yet"
+        hits = []
+        for i, some in found.items():
+            distance = np.where(wanted, 1 - directions @ directions[i - 1], np.inf)
+            distance[i - 1] = np.inf
+            exact = set((np.argsort(distance, kind="stable")[:10] + 1).tolist())
+            assert len(some) == 10 and all(wanted[s - 1] for s in some)
+            hits.append(len(exact & set(some)) / 10)
+        assert np.mean(hits) >= (0.99 if many else 0.9999), (conditions, np.mean(hits))
+
+
+def test_an_index_is_searched_as_narrowly_as_finds_ninety_nine_in_a_hundred(engine: Engine) -> None:
+    checkpoint = fill(engine, 5_000)
+    images = list(range(1, 5_000, 50))
+    with engine.begin() as connection:
+        judged = embedding_index.tune(connection, checkpoint, images)
+        row = connection.execute(text("SELECT * FROM model.embedding_index")).mappings().one()
+        near = text("SELECT image_occurrence_id FROM model.neighbours(:i, 'tiny', 10)")
+        exact = {i: nearest(clustered(5_000), i, 10) for i in images}
+
+        def recall(ef_search: int) -> float:
+            connection.execute(text("UPDATE model.embedding_index SET ef_search = :e"), {"e": ef_search})
+            found = (set(connection.execute(near, {"i": i}).scalars()) for i in images)
+            return float(np.mean([len(some & exact[i]) / 10 for i, some in zip(images, found, strict=True)]))
+
+        assert recall(judged.ef_search) == pytest.approx(judged.recall, abs=0.003) and judged.recall >= 0.99
+        narrower = [ef for ef in embedding_index.LADDER if ef < judged.ef_search]
+        assert all(recall(ef) < 0.993 for ef in narrower)
+    assert (row["ef_search"], row["recall"], row["num_queries"], row["num_embeddings"]) == (
+        judged.ef_search,
+        judged.recall,
+        100,
+        5_000,
+    )
