@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.registry import find, hint
-from ml.volumes import CENTRES, GRIDS, SCALINGS
+from ml.volumes import CENTRES, CROPS, GRIDS, SCALINGS
 
 OUTPUTS = ("bottleneck", "decoder")
 NORMS = ("auto", "group", "frozen", "batch")
@@ -61,9 +61,11 @@ class Recipe:
     spacing_mm: tuple[float, ...] = (2.0,)
     """Of the grid: one number for all axes, or three (Z, Y, X)."""
     centre: str = "body"
-    """Where the grid is centred: body, lung, mask (NAME.mask.nii.gz beside the scan) or middle (of the scan)."""
+    """Where the grid is centred: body, lung, mask (the manifest's, or NAME.mask.nii.gz beside the scan) or middle."""
     grid: str = "spacing"
     """spacing: RAS, at spacing_mm around the centre; stretch: the stored axes over the whole shape, as they lie."""
+    crop: str = "none"
+    """With grid=stretch: the box around the lungs (lung) or what the scan's mask marks (mask) is cut out first."""
     scaling: str = "window"
     """window: HU, clipped, centred and scaled as below; minmax: each scan's own range becomes 0 to 1."""
     clip_hu: tuple[float, ...] = (-1000.0, 1000.0)
@@ -186,7 +188,8 @@ def read_preset(name: str, encoder: str) -> dict[str, Any]:
     if name not in known:
         raise ValueError(f"No preset of recipes named {name!r}.{hint(name, known)}")
     tables = tomllib.loads(known[name].read_text())
-    return {**tables["all"], **tables.get(encoder, {})}
+    under = read_preset(tables["base"], encoder) if "base" in tables else {}
+    return {**under, **tables["all"], **tables.get(encoder, {})}
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
@@ -260,6 +263,7 @@ def _check(recipe: Recipe) -> None:
         ("output", OUTPUTS),
         ("centre", CENTRES),
         ("grid", GRIDS),
+        ("crop", CROPS),
         ("scaling", SCALINGS),
         ("schedule", SCHEDULES),
         ("select", SELECTIONS),
@@ -284,6 +288,11 @@ def _check(recipe: Recipe) -> None:
     if recipe.scaling == "minmax" and (recipe.offset_hu or recipe.noise_hu):
         raise ValueError(
             "Expected offset_hu and noise_hu of 0 for scaling=minmax, whose volumes have no HU; set them to 0."
+        )
+    if recipe.crop != "none" and recipe.grid != "stretch":
+        raise ValueError(
+            f"Expected grid=stretch for crop={recipe.crop}, got grid={recipe.grid}; use centre={recipe.crop} to keep "
+            "the spacing, or set grid=stretch."
         )
     for key in ("clip_hu", "window_hu"):
         low_high = getattr(recipe, key)

@@ -1,8 +1,8 @@
 """`python -m ml.decoding_child MEMORY_BYTES CPU_SECONDS PARENT`: decodes scans for the process that started it.
 
-It may die of one. Each line of stdin is a JSON object with path, format, files, recipe and folder; each line of stdout,
-after a first one that says `ready`, the answer: `kept` (fields of `Cached`), or `why` not, with `again` where another
-try may succeed, or `full` where the disk has no room left.
+It may die of one. Each line of stdin is a JSON object with path, format, files, mask, recipe and folder; each line of
+stdout, after a first one that says `ready`, the answer: `kept` (fields of `Cached`), or `why` not, with `again` where
+another try may succeed, or `full` where the disk has no room left.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def answer(request: dict[str, Any], memory_bytes: int) -> dict[str, Any]:
     from ml.volume_cache import Source, keep
     from ml.volumes import VolumeRecipe
 
-    source = Source(Path(request["path"]), request["format"], tuple(Path(file) for file in request["files"]))
+    files, mask = tuple(Path(file) for file in request["files"]), request.get("mask")
+    source = Source(Path(request["path"]), request["format"], files, Path(mask) if mask else None)
     try:
         return {"kept": keep(source, VolumeRecipe.from_dict(request["recipe"]), Path(request["folder"]))}
     except Gone as error:

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from ml.config import Recipe
 from ml.decoding import Gone
 from ml.decoding_pool import DecodingPool, Limits
-from ml.volumes import VolumeRecipe, mask_of, read_volume
+from ml.volume_mask import mask_of
+from ml.volumes import VolumeRecipe, read_volume
 
 TRIES = 3
 """How often a scan is tried that is not there, changes while it is read, or whose decoder dies."""
@@ -48,6 +49,8 @@ class Source:
     format: str
     files: tuple[Path, ...] = ()
     """The series' own files, where its folder holds others, too."""
+    mask: Path | None = None
+    """A mask given for the scan; where none is, the one beside it counts. For recipes that ask for one alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +80,7 @@ def volume_recipe(recipe: Recipe) -> VolumeRecipe:
             "centre": recipe.centre,
             "scaling": recipe.scaling,
             "grid": recipe.grid,
+            "crop": recipe.crop,
         }
     )
 
@@ -222,6 +226,7 @@ class VolumeCache:
             "path": str(source.path.absolute()),
             "format": source.format,
             "files": [str(file.absolute()) for file in source.files],
+            "mask": str(source.mask.absolute()) if source.mask else None,
             "recipe": self.recipe.to_dict(),
             "folder": str(self.folder.absolute()),
         }
@@ -237,8 +242,10 @@ def stem_of(source: Source, recipe: VolumeRecipe) -> str:
     digest = hashlib.sha256(f"{source.path.absolute()}\0{source.format}".encode(errors="surrogateescape"))
     # writing into a slice leaves the time of its folder as it was
     whole = [source.path, *sorted(source.path.rglob("*"))] if source.path.is_dir() else [source.path]
-    mask = [mask_of(source.path)] if recipe.centre == "mask" else []
-    for file in [*(source.files or whole), *(m for m in mask if m)]:
+    mask = source.mask or mask_of(source.path) if recipe.wants_mask else None
+    if source.mask and recipe.wants_mask:
+        digest.update(f"\0{source.mask.absolute()}".encode(errors="surrogateescape"))
+    for file in [*(source.files or whole), *([mask] if mask and mask.exists() else [])]:
         stat = file.stat()
         digest.update(f"\0{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -252,7 +259,7 @@ def keep(source: Source, recipe: VolumeRecipe, folder: Path) -> Mapping[str, Any
         OSError: a file cannot be opened, or the disk is full; nothing half-written stays.
     """
     stem = stem_of(source, recipe) if source.path.exists() else ""
-    volume = read_volume(source.path, source.format, recipe, source.files)
+    volume = read_volume(source.path, source.format, recipe, source.files, source.mask)
     if stem_of(source, recipe) != stem:
         raise Gone("Expected a scan that stays as it is, got one that changed while it was read; try again.")
     voxels = np.ascontiguousarray(volume.voxels, np.int16)

@@ -1,13 +1,9 @@
-"""Where the grid of a volume is centred: on the body, the lungs, a mask, or the middle of the scan."""
+"""Where the body and the lungs lie in a scan."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
-
-from ml.decoding import Unreadable, decode_nifti
 
 COARSE_MM = 6.0
 """What is looked for is much larger."""
@@ -20,27 +16,34 @@ STOMACH_HU = -960
 
 
 def centre_of(hu: NDArray[np.int16], spacing: NDArray[np.float64], centre: str) -> NDArray[np.float64]:
-    """(3,) mm from the scan's edges.
+    """(3,) mm from the scan's edges: the middle of `box_of`."""
+    low, high = box_of(hu, spacing, centre)
+    return np.minimum((low + high) / 2, np.array(hu.shape) * spacing)
+
+
+def box_of(
+    hu: NDArray[np.int16], spacing: NDArray[np.float64], what: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(3,) and (3,): lower and upper corner, mm from the scan's edges.
 
     Args:
         hu: (Z, Y, X) in RAS order.
         spacing: (3,) mm.
-        centre: body (the largest thing denser than -500 HU), lung (the one or two largest airy parts inside it; the
-            body where there are none) or middle (of the scan).
+        what: body (the largest thing denser than -500 HU), lung (the one or two largest airy parts inside it; the
+            body where there are none) or middle (the whole scan).
     """
-    size = np.array(hu.shape) * spacing
-    if centre == "middle":
-        return size / 2
+    whole = np.zeros(3), np.array(hu.shape) * spacing
+    if what == "middle":
+        return whole
     stride = np.maximum(1, np.round(COARSE_MM / spacing)).astype(int)
     coarse = hu[:: stride[0], :: stride[1], :: stride[2]]
     body = _body(coarse > DENSE_HU)
     if body is None:
-        return size / 2
-    found = _lungs(coarse, body, float(np.prod(stride * spacing))) if centre == "lung" else None
+        return whole
+    found = _lungs(coarse, body, float(np.prod(stride * spacing))) if what == "lung" else None
     places = np.nonzero(body if found is None else found)
     low, high = (np.array([edge(axis) for axis in places]) for edge in (np.min, np.max))
-    middle: NDArray[np.float64] = (low + high + 1) / 2 * stride * spacing
-    return np.minimum(middle, size)
+    return low * stride * spacing, (high + 1) * stride * spacing
 
 
 def _body(dense: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
@@ -74,25 +77,3 @@ def _lungs(coarse: NDArray[np.int16], body: NDArray[np.bool_], voxel_mm3: float)
         ranked.pop()
     found: NDArray[np.bool_] = np.isin(labels, [part + 1 for part in ranked])
     return found
-
-
-def centre_of_mask(mask: Path | None) -> NDArray[np.float64]:
-    """(3,) Z, Y, X of the middle of the box around what is marked, mm of the mask's own coordinates.
-
-    Raises:
-        Unreadable: there is no mask, nothing is marked, or it is no NIfTI volume.
-    """
-    if mask is None:
-        raise Unreadable(
-            "Expected a mask beside the scan for centre=mask (NAME.mask.nii.gz beside NAME.nii.gz or the folder NAME), "
-            "found none; add it or choose another centre."
-        )
-    decoded = decode_nifti(mask, is_mask=True)
-    marked, affine = decoded.hu > 0, decoded.affine
-    if not marked.any():
-        raise Unreadable("Expected a mask that marks something, got one that marks nothing.")
-    along = [np.flatnonzero(marked.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    corners = np.stack(np.meshgrid(*[(a[0] - 0.5, a[-1] + 0.5) for a in along], indexing="ij"), -1).reshape(-1, 3)
-    places = corners @ affine[:3, :3].T + affine[:3, 3]
-    middle: NDArray[np.float64] = ((places.min(0) + places.max(0)) / 2)[::-1]
-    return middle

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.decoding import AIR, Decoded, Unreadable, decode, is_plausible, spacing_of
-from ml.volume_centre import centre_of, centre_of_mask
+from ml.volume_centre import box_of, centre_of
+from ml.volume_mask import cut_out, marked_corners, mask_of, middle_of
 
 OBLIQUE = 0.02
 """Axes whose direction cosines are off by more are resampled through the whole affine."""
@@ -29,6 +30,7 @@ WIDEST_RANGE_HU = 5000
 CENTRES = ("body", "middle", "lung", "mask")
 SCALINGS = ("window", "minmax")
 GRIDS = ("spacing", "stretch")
+CROPS = ("none", "lung", "mask")
 WHOLE = 32767
 """What the largest value of a scan becomes with scaling=minmax; the smallest becomes 0."""
 
@@ -48,6 +50,13 @@ class VolumeRecipe:
     """window: HU clipped to low_hu..high_hu; minmax: the scan's own range becomes 0 to WHOLE."""
     grid: Literal["spacing", "stretch"] = "spacing"
     """spacing: RAS, at spacing_mm, around the centre; stretch: each stored axis over the whole shape, as it lies."""
+    crop: Literal["none", "lung", "mask"] = "none"
+    """With grid=stretch, what is cut out ahead of all else: nothing, the box of the lungs or of what a mask marks."""
+
+    @property
+    def wants_mask(self) -> bool:
+        """Whether a volume depends on the scan's mask."""
+        return self.crop == "mask" or (self.grid == "spacing" and self.centre == "mask")
 
     @property
     def spacing_zyx(self) -> NDArray[np.float64]:
@@ -60,7 +69,7 @@ class VolumeRecipe:
         fields["shape_zyx"] = list(self.shape_zyx)
         spacing = [float(mm) for mm in self.spacing_zyx]
         fields["spacing_mm"] = spacing[0] if len(set(spacing)) == 1 else spacing
-        for name in ("scaling", "grid"):
+        for name in ("scaling", "grid", "crop"):
             if fields[name] == VolumeRecipe.__dataclass_fields__[name].default:
                 del fields[name]
         return fields
@@ -105,7 +114,9 @@ class Canonical:
     """(3,) Z, Y, X of the first voxel's middle, mm of the file's own coordinates."""
 
 
-def read_volume(path: Path, format: str, recipe: VolumeRecipe, files: Sequence[Path] = ()) -> Volume:
+def read_volume(
+    path: Path, format: str, recipe: VolumeRecipe, files: Sequence[Path] = (), mask: Path | None = None
+) -> Volume:
     """Decode one series and bring it into the recipe's grid.
 
     A scan that has the recipe's shape and spacing is only clipped. Others are clipped, resampled by a triangle filter
@@ -116,6 +127,7 @@ def read_volume(path: Path, format: str, recipe: VolumeRecipe, files: Sequence[P
         format: nifti or dicom.
         recipe: grid and window.
         files: the DICOM series' own files, where its folder holds others, too.
+        mask: a NIfTI file that marks the part a recipe asks for; None for the one beside the scan.
 
     Raises:
         Unreadable: a ValueError; what is there cannot be read as a CT volume, in one sentence that names no file.
@@ -125,18 +137,18 @@ def read_volume(path: Path, format: str, recipe: VolumeRecipe, files: Sequence[P
     _check_hounsfield(scan.hu)
     digest = _digest(scan)
     length = float(scan.hu.shape[0] * scan.spacing[0])
-    low, high, step = _window(scan.hu, recipe)
+    corners = marked_corners(mask or mask_of(path), decoded) if recipe.wants_mask else None
+    stored = _cropped(decoded, scan, recipe, corners).transpose(2, 1, 0)
+    low, high, step = _window(stored, recipe)
     if recipe.grid == "stretch":
-        stored = decoded.hu.transpose(2, 1, 0)
         voxels, padding = _sampled(stored, _stretched(stored.shape, recipe), low, high), 0.0
     elif _fits(scan, recipe):
         voxels, padding = np.clip(scan.hu, low, high), 0.0
     else:
-        centre = centre_of_mask(mask_of(path)) if recipe.centre == "mask" else None
         if np.abs(scan.directions - np.eye(3)).max() > OBLIQUE:
             scan = _straighten(scan, recipe, low, high)
         edge = scan.origin - scan.spacing / 2
-        inside = centre_of(scan.hu, scan.spacing, recipe.centre) if centre is None else centre - edge
+        inside = centre_of(scan.hu, scan.spacing, recipe.centre) if corners is None else middle_of(corners) - edge
         voxels, padding = _resample(scan, recipe, inside, low, high)
     if recipe.scaling == "minmax":
         scaled = np.rint((voxels.astype(np.float32) - low) / step).astype(np.int16)
@@ -150,11 +162,17 @@ def _fits(scan: Canonical, recipe: VolumeRecipe) -> bool:
     return is_placed and np.allclose(scan.spacing, recipe.spacing_zyx, atol=1e-3)
 
 
-def mask_of(path: Path) -> Path | None:
-    """The mask file beside a scan: NAME.mask.nii.gz or .nii beside NAME.nii.gz, NAME.nii or the folder NAME."""
-    name = path.name.removesuffix(".gz").removesuffix(".nii") if path.is_file() else path.name
-    found = (path.with_name(f"{name}.mask{suffix}") for suffix in (".nii.gz", ".nii"))
-    return next((file for file in found if file.is_file()), None)
+def _cropped(
+    decoded: Decoded, scan: Canonical, recipe: VolumeRecipe, corners: NDArray[np.float64] | None
+) -> NDArray[np.int16]:
+    """(I, J, K) the part of the stored voxels that the recipe takes."""
+    if recipe.crop == "none":
+        return decoded.hu
+    if corners is None:
+        low, high = box_of(scan.hu, scan.spacing, recipe.crop)
+        places = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
+        corners = (scan.origin + (places - scan.spacing / 2) @ scan.directions.T)[:, ::-1]
+    return cut_out(decoded, corners)
 
 
 def _window(hu: NDArray[np.int16], recipe: VolumeRecipe) -> tuple[int, int, float]:

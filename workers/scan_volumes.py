@@ -86,7 +86,11 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
     if not scans:
         raise InputError("Expected scans, found none; does the cohort have members?")
     cache = VolumeCache(cache_room.folder(work.settings), volume_recipe(recipe))
-    sources = {scan.image_occurrence_id: Source(scan.path, scan.format, scan.files) for scan in scans}
+    masks = cache.recipe.wants_mask
+    sources = {
+        scan.image_occurrence_id: Source(scan.path, scan.format, scan.files, scan.mask if masks else None)
+        for scan in scans
+    }
     known = cache.look_up(list(sources.values()))
     missing = [source for source, cached in known.items() if cached is None]
     found = _fill(work, cache, known, lease := _claim(work, cache, known))

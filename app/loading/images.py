@@ -109,6 +109,8 @@ class Candidate:
     person_id: int | None = None
     """Whose a manifest says it is."""
     acquired: Acquired | None = None
+    mask: str | None = None
+    """Relative to the root; what a manifest names."""
 
     @property
     def header(self) -> Header | None:
@@ -134,6 +136,8 @@ class Scan:
     root: str
     series: Series
     header: Header
+    mask: str | None = None
+    """Relative to the root."""
 
     @property
     def path(self) -> str:
@@ -155,6 +159,7 @@ class Scan:
         """In the order of images_store.COLUMNS."""
         h, when = self.header, self.acquired
         details = h.details | ({"files": list(self.series.files)} if self.series.files else {})
+        details |= {"mask": self.mask} if self.mask else {}
         return (
             *(self.person_id, when.at, when.date_only, when.source, h.study_uid, h.series_uid, self.image_key),
             *(self.root, self.path, h.format, h.rows, h.columns, h.slices, h.spacing_mm, h.slice_thickness_mm),
@@ -214,6 +219,7 @@ def candidate_of(request: Request, entry: Entry, found: Found) -> Candidate:
         series=Series(path=entry.path, files=(), found=found),
         person_id=entry.person_id,
         acquired=entry.acquired,
+        mask=entry.mask,
     )
 
 
@@ -322,7 +328,7 @@ def _scan(
     years = 1 if request.shift else 0  # dates that moved may have crossed a new year
     if not request.arbitrary_pairing and (link.contradicts or contradicts(header, person, tolerance_years=years)):
         header = replace(header, reasons=(*header.reasons, CONFLICT))
-    return Scan(record, person.person_id, when, candidate.root, candidate.series, header)
+    return Scan(record, person.person_id, when, candidate.root, candidate.series, header, candidate.mask)
 
 
 def _when(request: Request, candidate: Candidate, link: Link, header: Header) -> Acquired | None:

@@ -13,6 +13,9 @@ from app.errors import InputError
 from app.loading.images_header import Acquired, parse_moment
 
 COLUMNS = ("person_id", "acquired_at", "path")
+MASK = "mask"
+"""A column that a manifest may have beside them."""
+MASKS = (".nii", ".nii.gz")
 BIGINT = 2**63
 HOST_ROOT = "/"
 """Name and place of the root of scans that lie outside the manifest's folder; `--root` cannot name another one so."""
@@ -30,6 +33,8 @@ class Entry:
     """Relative to the root, with slashes."""
     root: str | None = None
     """HOST_ROOT, or None where the path lies below the folder it was read for."""
+    mask: str | None = None
+    """A NIfTI file that marks a part of the scan, relative to the scan's root; None where the manifest names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,8 @@ class Manifest:
 
 
 def read_manifest(content: bytes, root: Path, *, confined: bool) -> Manifest:
-    """Read a CSV manifest (person_id, path and, where headers do not tell, acquired_at; other columns are ignored).
+    """Read a CSV manifest (person_id, path and, where headers do not tell, acquired_at; mask, if some scans have
+    one; other columns are ignored).
 
     Args:
         content: the file; UTF-8, delimited by comma, tab or semicolon, header in any case.
@@ -98,7 +104,7 @@ def _add(manifest: Manifest, names: list[str], values: list[str], root: Path, co
     if len(values) != len(names):
         return refuse(None, "wrong_number_of_fields")
     row = dict(zip(names, values, strict=True))
-    if any("\0" in row[name] for name in COLUMNS if name in row):
+    if any("\0" in row[name] for name in (*COLUMNS, MASK) if name in row):
         return refuse(None, "nul_character")
     person_id = _person_id(row["person_id"])
     if person_id is None:
@@ -113,8 +119,23 @@ def _add(manifest: Manifest, names: list[str], values: list[str], root: Path, co
     acquired = parse_moment(moment, "manifest") if moment else None
     if moment and acquired is None:
         return refuse("acquired_at", "unparsable_time")
-    manifest.entries.append(Entry(manifest.size, person_id, acquired, path, beyond))
+    mask, fault = _mask(row.get(MASK, "").strip(), root, Path(beyond or root))
+    if fault:
+        return refuse(MASK, fault)
+    manifest.entries.append(Entry(manifest.size, person_id, acquired, path, beyond, mask))
     return None
+
+
+def _mask(stated: str, folder: Path, root: Path) -> tuple[str | None, str | None]:
+    """The mask that a record names, relative to its scan's root, and the rule that is broken."""
+    if not stated:
+        return None, None
+    mask = _relative(str(folder / stated), root)
+    if mask is None:
+        return None, "mask_outside_root"
+    if not mask.endswith(MASKS):
+        return None, "mask_not_nifti"
+    return (mask, None) if (root / mask).is_file() else (None, "missing_mask")
 
 
 def _person_id(text: str) -> int | None:

@@ -80,6 +80,15 @@ REJECTS: Mapping[str, Explained] = {
     "missing_file": Explained(
         "no file at the path", "Copy the file to its place, or correct the path; then load the manifest again."
     ),
+    "missing_mask": Explained(
+        "no file where the column mask says", "Copy the mask to its place, correct its path, or leave it empty."
+    ),
+    "mask_outside_root": Explained(
+        "a mask that leaves the root of its scan", "Give a --root that holds both scans and masks."
+    ),
+    "mask_not_nifti": Explained(
+        "a mask whose name is not that of a NIfTI file", "Write masks as .nii.gz or .nii; 0 is outside."
+    ),
     "unreadable_file": Explained(
         "a file whose header cannot be read", "Copy the file again; where it stays so, export the series anew."
     ),

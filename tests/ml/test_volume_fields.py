@@ -92,7 +92,7 @@ def test_a_mask_beside_the_scan_says_where_the_grid_lies_in_its_own_orientation(
 
 def test_a_mask_stands_beside_the_folder_of_a_series(tmp_path: Path) -> None:
     series = write_dicom(tmp_path / "series")
-    with pytest.raises(Unreadable, match="Expected a mask beside the scan"):
+    with pytest.raises(Unreadable, match="Expected a mask of the scan"):
         read(series, centre="mask")
     plain = read_volume(series, "dicom", VolumeRecipe((12, 16, 14), 3.0)).voxels
     image = write_nifti(tmp_path / "x.nii", plain.transpose(2, 1, 0))

@@ -67,7 +67,7 @@ def test_a_cancel_in_the_middle_keeps_what_is_whole_and_the_next_run_goes_on(wor
 def test_a_recipe_that_asks_for_masks_does_not_spoil_scans_without(
     work: Work, engine: Engine, cohort: SmallCohort
 ) -> None:
-    with pytest.raises(InputError, match="Expected a mask beside the scan"):
+    with pytest.raises(InputError, match="Expected a mask of the scan"):
         cache(work(**{**ARGS, "set": {**ARGS["set"], "centre": "mask"}}))
     with engine.connect() as connection:
         verdicts = connection.execute(text("SELECT DISTINCT verdict FROM omop.image_occurrence")).scalars().all()

@@ -83,6 +83,8 @@ class Scan:
     image_key: str
     files: tuple[Path, ...] = ()
     """The series' own files, where its folder holds others, too."""
+    mask: Path | None = None
+    """What the manifest gave as its mask."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,7 +231,7 @@ def read_members(connection: Connection, cohort_id: int) -> Members:
 
 _SCANS = """
 SELECT DISTINCT i.image_occurrence_id, i.person_id, i.format, i.root, i.path, i.image_key,
-       i.details -> 'files' AS files, s.details -> 'roots' ->> i.root AS folder
+       i.details -> 'files' AS files, i.details ->> 'mask' AS mask, s.details -> 'roots' ->> i.root AS folder
 FROM omop.image_occurrence i
 JOIN ops.load l ON l.load_id = i.load_id
 JOIN ops.source s USING (source_id)
@@ -270,7 +272,8 @@ def _scans(connection: Connection, settings: Settings, statement: str, values: d
                 f"{row['root']!r}, found neither it nor a folder kept when they were loaded; set it on this host."
             )
         own = [Path(name) for name in row["files"] or ()]
-        if any(path.is_absolute() or ".." in path.parts for path in (Path(row["path"]), *own)):
+        mask = [Path(row["mask"])] if row["mask"] else []
+        if any(path.is_absolute() or ".." in path.parts for path in (Path(row["path"]), *own, *mask)):
             raise InputError(f"Expected scans inside their root, found one outside of {row['root']!r}; load it again.")
         scans.append(
             Scan(
@@ -280,6 +283,7 @@ def _scans(connection: Connection, settings: Settings, statement: str, values: d
                 path=Path(folder) / row["path"],
                 image_key=row["image_key"],
                 files=tuple(Path(folder) / path for path in own),
+                mask=Path(folder) / mask[0] if mask else None,
             )
         )
     return scans

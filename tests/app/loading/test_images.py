@@ -484,3 +484,25 @@ def test_an_image_with_every_reason_still_has_a_row(engine: Engine, work: Make, 
     assert (image["verdict"], image["hu_state"]) == ("unusable", "not_hu")
     assert set(image["reasons"]) == {"not_three_dimensional", "not_hounsfield", "no_orientation"}
     assert result["verdicts"] == {"unusable": 1}
+
+
+def test_a_manifest_names_masks_below_the_root_of_their_scans(engine: Engine, work: Make, folder: Path) -> None:
+    add_persons(engine, [1, 2])
+    write_nifti(folder / "masks" / "one.nii.gz")
+    (folder / "masks" / "two.txt").write_text("1")
+    header = "person_id,acquired_at,path,mask"
+    rows = ["1,2015-02-03,a/one.nii.gz,masks/one.nii.gz", "2,2016-02-03,b,"]
+    wrong = ["2,2017-02-03,b,masks/none.nii.gz", "2,2018-02-03,b,masks/two.txt", "2,2019-02-03,b,../../m.nii.gz"]
+    manifest = write_manifest(folder / "m.csv", *rows, *wrong, header=header)
+    result = load(work(path=str(manifest), source="pacs", root={"images": str(folder)}))
+    assert (result["loaded"], result["rejected"]) == (2, 3)
+    assert [row["details"].get("mask") for row in query(engine, IMAGES)] == ["masks/one.nii.gz", None]
+    assert [(row["rule"], row["column_name"]) for row in query(engine, REJECTS)] == [
+        ("missing_mask", "mask"),
+        ("mask_not_nifti", "mask"),
+        ("mask_outside_root", "mask"),
+    ]
+    write_manifest(folder / "m.csv", "1,2015-02-03,a/one.nii.gz,", "2,2016-02-03,b,masks/one.nii.gz", header=header)
+    again = load(work(path=str(manifest), source="pacs", root={"images": str(folder)}))
+    assert (again["added"], again["unchanged"]) == (0, False)
+    assert [row["details"].get("mask") for row in query(engine, IMAGES)] == [None, "masks/one.nii.gz"]
