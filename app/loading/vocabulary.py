@@ -19,7 +19,7 @@ from app.loading.decode import Decoder, know_rules
 from app.loading.parse import vocabulary_plan
 from app.loading.validate import Judged, judge, one
 from app.loading.vocabulary_complete import FIRST_LOCAL, bring, bring_seeds, target
-from app.store import artifacts
+from app.store import artifacts, named_files
 from app.store.loads import (
     LoadRow,
     content_digest,
@@ -235,7 +235,7 @@ def _unchanged(release: Release) -> dict[str, Any]:
 
 def _publish(work: Work, decoder: duckdb.DuckDBPyConnection, read: Read, options: Options) -> dict[str, Any]:
     """Keep the files, then let the store use them, in one transaction."""
-    kept = {}
+    kept: dict[str, dict[str, Any]] = {}
     for table, path in read.parquet.items():
         work.progress(0, None, "", f"keeping {table}")
         relative, sha256 = artifacts.publish(work.settings, path, "vocabulary")
@@ -247,6 +247,8 @@ def _publish(work: Work, decoder: duckdb.DuckDBPyConnection, read: Read, options
 
     with work.transaction() as connection:
         lock_publishing(connection, work.check)
+        for table, path in read.parquet.items():
+            named_files.hold(connection, work.settings, path, kept[table]["path"], kept[table]["sha256"])
         release = add_release(
             connection,
             version=read.version,

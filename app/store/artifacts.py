@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,8 @@ def find_checkpoint(connection: Connection, name: str) -> Checkpoint:
 def publish(settings: Settings, file: Path, kind: str) -> tuple[str, str]:
     """Put a file under its digest among the artifacts; (its key there, sha256).
 
-    Writing it again is a no-op, so that two attempts at one job cannot harm each other.
+    Writing it again is a no-op, so that two attempts at one job cannot harm each other. The transaction that writes the
+    row which names it begins with `named_files.hold`; the file given stays until then.
 
     Raises:
         OSError: it could not be written, or does not read back as written; ArtifactsAway where a bucket is away.
@@ -121,17 +122,10 @@ def forget_stops(connection: Connection, job_id: int, keep: int) -> list[str]:
     """Delete a training's stops on the way but for the newest `keep`, the best and those that something refers to.
 
     Returns:
-        paths of artifacts that no row names any more; `remove` them once the transaction has committed.
+        paths of artifacts that no row names any more; `named_files.remove` them once the transaction has committed.
     """
     from sqlalchemy import text
 
     paths = set(connection.execute(text(_FORGET), {"job": job_id, "keep": keep}).scalars())
     named = text("SELECT path FROM model.checkpoint WHERE path = ANY(:paths)")
     return sorted(paths - set(connection.execute(named, {"paths": list(paths)}).scalars()))
-
-
-def remove(settings: Settings, paths: Iterable[str]) -> None:
-    """Delete published files that no row names any more."""
-    here = place(settings)
-    for path in paths:
-        here.remove(path)

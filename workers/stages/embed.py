@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.errors import InputError, StoreError
-from app.store import artifacts, embedding_index, embeddings, names
+from app.store import artifacts, embedding_index, embeddings, named_files, names
 from app.store.embedding_index import Judged
 from app.store.places import place as place_of
 from app.store.work import Work
@@ -79,7 +79,6 @@ def embed(work: Work) -> dict[str, Any]:
     shared = _shared(scans, volumes)
     file = _write(work.folder / "embedding.safetensors", vectors, volumes)
     path, sha256 = artifacts.publish(work.settings, file, "embeddings")
-    file.unlink()
     row = {
         "checkpoint_id": checkpoint.checkpoint_id,
         "cohort_id": cohort_id,
@@ -94,7 +93,9 @@ def embed(work: Work) -> dict[str, Any]:
     }
     work.progress(0, None, "", "writing embeddings")
     with work.transaction() as connection:
+        named_files.hold(connection, work.settings, file, path, sha256)
         judged = store(connection, checkpoint.width, row, vectors)
+    file.unlink()
     unfinished.remove()
     counts = {key: row[key] for key in ("checkpoint_id", "cohort_id", "num_scans", "shared_volumes")}
     distinct = len({cached.content_sha256 for cached in volumes.cached.values()})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
-from app.store import artifacts, cache_room, forgetting
+from app.store import artifacts, cache_room, forgetting, named_files
 from app.store.loads import lock_publishing
 from app.store.places import place
 from app.store.work import Work
@@ -124,6 +124,7 @@ def _rewrite_embeddings(work: Work, connection: Connection) -> list[str]:
         file = work.folder / f"embedding{number}.safetensors"
         save_file(kept, file)
         path, sha256 = artifacts.publish(work.settings, file, Path(row.path).parts[0])
+        named_files.hold(connection, work.settings, file, path, sha256)
         file.unlink()
         forgetting.replace_embedding_file(connection, row, path, sha256, int(keep.sum()))
         old.append(row.path)

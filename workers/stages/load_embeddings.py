@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from app import __version__
 from app.errors import InputError
 from app.loading.embeddings_read import Given, read_vectors, resolve, too_many
 from app.loading.stops import told
-from app.store import artifacts, embeddings, names
+from app.store import artifacts, embeddings, named_files, names
 from app.store.loads import (
     FileRecord,
     LoadRow,
@@ -86,6 +86,14 @@ class Delivery:
                 rule=refusal.rule,
                 column_name=refusal.column,
             )
+
+
+class Kept(NamedTuple):
+    """A file of the attempt, and what it was published as."""
+
+    file: Path
+    key: str
+    sha256: str
 
 
 def load_embeddings(work: Work) -> dict[str, Any]:
@@ -201,15 +209,17 @@ def _publish(work: Work, delivery: Delivery) -> dict[str, Any]:
         if any(load.content_sha256 == delivery.digest for load in before) and _current(connection, delivery):
             _count_shared_again(work, connection, delivery)
             return result | {"unchanged": True, "load_id": before[-1].load_id}
+        for kept in (weights, numbers):
+            named_files.hold(connection, work.settings, *kept)
         load_id = record_load(connection, source_id, work.job_id, delivery.row())
         record_rejects(connection, load_id, work.job_id, delivery.rejects())
         supersede(connection, [load.load_id for load in before])
-        checkpoint_id = artifacts.add_checkpoint(connection, _checkpoint(work, delivery, *weights))
+        checkpoint_id = artifacts.add_checkpoint(connection, _checkpoint(work, delivery, weights))
         row = {
             "checkpoint_id": checkpoint_id,
             "cohort_id": delivery.cohort_id,
-            "path": numbers[0],
-            "sha256": numbers[1],
+            "path": numbers.key,
+            "sha256": numbers.sha256,
             "mean": vectors.mean.tolist(),
             "sd": vectors.sd.tolist(),
             "num_scans": len(vectors.images),
@@ -218,6 +228,8 @@ def _publish(work: Work, delivery: Delivery) -> dict[str, Any]:
             "job_id": work.job_id,
         }
         judged = store(connection, vectors.embedding.shape[1], row, vectors)
+    for kept in (weights, numbers):
+        kept.file.unlink()
     return result | {
         "unchanged": False,
         "load_id": load_id,
@@ -271,8 +283,8 @@ def _count_shared_again(work: Work, connection: Connection, delivery: Delivery) 
     )
 
 
-def _files(work: Work, delivery: Delivery) -> tuple[tuple[str, str, int], tuple[str, str]]:
-    """The checkpoint's file, which holds the standardisation alone, and the exact vectors: paths, digests, bytes."""
+def _files(work: Work, delivery: Delivery) -> tuple[Kept, Kept]:
+    """The checkpoint's file, which holds the standardisation alone, and the exact vectors."""
     import torch
     from safetensors.numpy import save_file
 
@@ -286,20 +298,17 @@ def _files(work: Work, delivery: Delivery) -> tuple[tuple[str, str, int], tuple[
     }
     facts = {"external": delivery.encoder, "width": vectors.embedding.shape[1], "source_sha256": delivery.file.sha256}
     checkpoint.save(file, statistics, facts)
-    weights = (*artifacts.publish(work.settings, file, "checkpoints"), file.stat().st_size)
-    file.unlink()
+    weights = Kept(file, *artifacts.publish(work.settings, file, "checkpoints"))
     file = work.folder / "embedding.safetensors"
     arrays: dict[str, NDArray[Any]] = {"image_occurrence_id": vectors.images, "embedding": vectors.embedding}
     save_file({**arrays, "mean": vectors.mean, "sd": vectors.sd}, file)
-    numbers = artifacts.publish(work.settings, file, "embeddings")
-    file.unlink()
-    return weights, numbers
+    return weights, Kept(file, *artifacts.publish(work.settings, file, "embeddings"))
 
 
-def _checkpoint(work: Work, delivery: Delivery, path: str, sha256: str, num_bytes: int) -> dict[str, Any]:
+def _checkpoint(work: Work, delivery: Delivery, weights: Kept) -> dict[str, Any]:
     return {
         "name": delivery.encoder,
-        "sha256": sha256,
+        "sha256": weights.sha256,
         "arm": artifacts.EXTERNAL,
         "encoder": delivery.encoder,
         "width": delivery.vectors.embedding.shape[1],
@@ -309,8 +318,8 @@ def _checkpoint(work: Work, delivery: Delivery, path: str, sha256: str, num_byte
         "num_steps": 0,
         "is_final": True,
         "cohort_id": delivery.cohort_id,
-        "path": path,
-        "num_bytes": num_bytes,
+        "path": weights.key,
+        "num_bytes": weights.file.stat().st_size,
         "code_version": __version__,
         "job_id": work.job_id,
         "fence": work.fence,

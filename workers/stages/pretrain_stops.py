@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import Preempted, StoreError
-from app.store import artifacts
+from app.store import artifacts, named_files
 from app.store.places import place
 from app.store.work import Work
 from workers.stages.pretrain_plan import Plan
@@ -107,7 +107,8 @@ class Watcher:
         if self.work.job_id is not None:
             with self.work.transaction() as connection:
                 superseded = artifacts.forget_stops(connection, self.work.job_id, KEEP)
-            artifacts.remove(self.work.settings, superseded)
+            with self.work.connect() as connection:
+                named_files.remove(connection, self.work.settings, superseded)
         return kept.file
 
 
@@ -159,6 +160,7 @@ def publish(
         "fence": work.fence,
     }
     with work.transaction() as connection:
+        named_files.hold(connection, work.settings, file, path, sha256)
         checkpoint_id = artifacts.add_checkpoint(connection, values)
     file.unlink()
     return Published(checkpoint_id, place(work.settings).path(path))

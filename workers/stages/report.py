@@ -13,7 +13,7 @@ import numpy as np
 
 from app.errors import InputError
 from app.report import build, rows, tables
-from app.store import artifacts, evaluations, plots
+from app.store import artifacts, evaluations, named_files, plots
 from app.store.names import check_name
 from app.store.places import place
 from app.store.work import Work
@@ -52,6 +52,7 @@ def report(work: Work) -> dict[str, Any]:
     file.write_text(page, encoding="utf-8")
     path, sha256 = artifacts.publish(work.settings, file, "reports")
     with work.transaction() as connection:
+        named_files.hold(connection, work.settings, file, path, sha256)
         report_id = evaluations.add_report(connection, name=title, path=path, sha256=sha256, job_id=work.job_id)
     shown = readable_copy(work, title, page)
     return {
