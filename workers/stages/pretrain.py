@@ -18,6 +18,7 @@ from workers.bridge import (
 from workers.holder import device
 from workers.ranks import check_devices, ranks
 from workers.scan_volumes import ScanVolumes, permuted_images, prepare
+from workers.stages.pretrain_left import clear
 from workers.stages.pretrain_plan import Plan, read_plan
 from workers.stages.pretrain_stops import Watcher, find_stops, publish
 
@@ -40,6 +41,7 @@ def pretrain(work: Work) -> dict[str, Any]:
     Raises:
         InputError: a setting, name or input that cannot be used.
     """
+    clear(work)
     plan = read_plan(work)
     with work.connect() as connection:
         finished = _finished(connection, plan)

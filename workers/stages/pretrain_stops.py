@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from app.errors import Preempted, StoreError
 from app.store import artifacts, named_files
 from app.store.places import place
 from app.store.work import Work
+from workers.stages.pretrain_left import KIND, superseded
 from workers.stages.pretrain_plan import Plan
 
 KEEP = 3
@@ -105,11 +107,16 @@ class Watcher:
         self.flush()
         kept = publish(self.work, self.plan, self.described, file, steps=(step, total), is_best=is_best)
         if self.work.job_id is not None:
-            with self.work.transaction() as connection:
-                superseded = artifacts.forget_stops(connection, self.work.job_id, KEEP)
-            with self.work.connect() as connection:
-                named_files.remove(connection, self.work.settings, superseded)
+            self._forget(self.work.job_id)
         return kept.file
+
+    def _forget(self, job_id: int) -> None:
+        with ExitStack() as noted:
+            with self.work.transaction() as connection:
+                keys = artifacts.forget_stops(connection, job_id, KEEP)
+                noted.enter_context(superseded(self.work, keys))
+            with self.work.connect() as connection:
+                named_files.remove(connection, self.work.settings, keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ def publish(
     from app import __version__
     from ml import checkpoint
 
-    path, sha256 = artifacts.publish(work.settings, file, "checkpoints")
+    path, sha256 = artifacts.publish(work.settings, file, KIND)
     values = {
         "name": plan.name,
         "sha256": sha256,

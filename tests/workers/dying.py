@@ -1,0 +1,123 @@
+"""Attempts at a training that die at a given moment: `python -m tests.workers.dying` forks one for each line it reads.
+
+A moment is an audited call of the interpreter (open, rename, remove, copy) or a commit, so that the code under test
+has no seam for it. In the middle of a write the kernel itself ends the process, by a limit of the size of files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+from app.settings import Settings
+from app.store import attempts, jobs
+from app.store.session import make_engine
+from ml import pretrain as loop
+from workers.attempt import JobWork, execute
+from workers.board import Board
+
+WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "shutil.copyfile")
+WRITING = os.O_WRONLY | os.O_RDWR
+
+
+class Moments:
+    """Counts moments from the first stop of `step` on; dies at the one that is asked for."""
+
+    def __init__(self, home: Path, step: int, at: int | None, *, halfway: bool) -> None:
+        self.home, self.step, self.at, self.halfway = str(home), step, at, halfway
+        self.seen: list[str] = []
+        self.started = False
+
+    def watch(self, engine: Engine) -> None:
+        """Begin to look at what this process does."""
+        event.listen(engine, "commit", lambda connection: self.note("commit"))
+        sys.addaudithook(self.hear)
+
+    def hear(self, name: str, args: tuple[Any, ...]) -> None:
+        """An audited call is about to be made."""
+        if name not in WATCHED or not isinstance(args[0], (str, os.PathLike)):
+            return
+        path = str(args[0])
+        reads = name == "open" and not (args[2] or 0) & WRITING and Path(path).suffix
+        if not path.startswith(self.home) or reads or "/cache/" in path:
+            return
+        if name == "os.mkdir" and not self.started:
+            return
+        self.started = self.started or f"step-{self.step}.safetensors" in path
+        self.note(f"{name} {self.kind(path)}")
+
+    def kind(self, path: str) -> str:
+        """What a path is, without its numbers."""
+        place = path.removeprefix(self.home).split("/")[1]
+        last = Path(path).name
+        suffix = next((s for s in ("safetensors", "log") if s in last), "folder")
+        return f"{place}/{'part' if last.startswith('.') else suffix}"
+
+    def note(self, what: str) -> None:
+        """One moment more."""
+        if not self.started:
+            return
+        self.seen.append(what)
+        if self.at == len(self.seen) - 1:
+            if not self.halfway:
+                os.kill(os.getpid(), signal.SIGKILL)
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def attempt(told: dict[str, Any]) -> None:
+    """Claim the job and work at it until it ends or this process does."""
+    home = Path(told["home"])
+    engine = make_engine(told["url"])
+    with engine.begin() as connection:
+        attempts.register_worker(connection, "w", host="h", pid=1, queues=["gpu"], version="0", device=None)
+        claim = jobs.claim(
+            connection, worker_id="w", host="h", pid=os.getpid(), version="0", lease=60.0, job_id=told["job"]
+        )
+    assert claim is not None
+    if told["every_step"]:
+        loop.KEEP_SECONDS = loop.KEEP_TIMES = 0.0
+    settings = Settings(home=home, home_is_named=True)
+    work = JobWork(claim, database_url=told["url"], settings=settings, board=Board())
+    moments = Moments(home, told["step"], told["at"], halfway=told["halfway"])
+    moments.watch(work.engine)
+    execute(work)
+    Path(told["answer"]).write_text(json.dumps(moments.seen))
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Do it in a process of its own; how that ended, as `Popen.returncode`."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main() -> None:
+    """Read what is asked for, a line each, and say how the attempt ended."""
+    import torch  # noqa: F401 - forks have it, and what a training imports
+
+    import workers.stages.pretrain
+
+    assert workers.stages.pretrain
+    for line in sys.stdin:
+        print(fork(lambda: attempt(json.loads(line))), flush=True)  # noqa: B023
+
+
+if __name__ == "__main__":
+    main()
