@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ml.batches import Batches, Volumes
 from ml.config import Recipe
 from ml.data import prefetch
 from ml.encoders import Encoder
@@ -56,7 +57,7 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 def embed(
     encoder: Encoder,
     recipe: Recipe,
-    volume: Callable[[int], NDArray[np.int16]],
+    volume: Volumes,
     items: Sequence[int],
     report: Callable[[int, int], None] = lambda done, total: None,
     *,
@@ -83,13 +84,15 @@ def embed(
     batch = BatchSize(recipe.batch, grows=device.type == "cuda")
     made = np.empty((len(items), encoder.width), np.float32)
     todo = _take(made, items, known, recipe.batch)
-    done, there = 0, len(items) - len(todo)
+    done, there, batches = 0, len(items) - len(todo), Batches(recipe.shape_zyx)
     while done < len(todo):
         size, began, before = batch.size, time.monotonic(), done
         starts = range(done, min(len(todo), done + size * PASSES), size)
 
         def load(i: int, starts: range = starts) -> Tensor:
-            return torch.from_numpy(np.stack([volume(items[v]) for v in todo[starts[i] : starts[i] + starts.step]]))
+            return torch.from_numpy(
+                batches.stack(volume, [items[v] for v in todo[starts[i] : starts[i] + starts.step]])
+            )
 
         try:
             with closing(prefetch(load, range(len(starts)))) as passes:

@@ -5,7 +5,7 @@ Shape suffixes: B = scan of a batch, D = embedding, K = task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ml import augment, checkpoint
+from ml.batches import Batches, Volumes
 from ml.config import Recipe
 from ml.data import order
 from ml.embed import autocast, embed, pick_device, place, statistics, to_input
@@ -43,7 +44,7 @@ STATISTICS = 4096
 class Data:
     """What there is to learn from."""
 
-    volume: Callable[[int], NDArray[np.int16]]
+    volume: Volumes
     """Row of the cohort → (Z, Y, X) in HU."""
     train: NDArray[np.int64]
     """Rows of the train split."""
@@ -77,6 +78,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, data: Data, seed: int, weights: Path | None = None, world: World = SOLO) -> None:
         self.recipe, self.data, self.seed, self.world = recipe, data, seed, world
+        self.batches = Batches(recipe.shape_zyx)
         self.encoder = start_encoder(recipe, seed, weights)
         self.device = next(self.encoder.parameters()).device
         if recipe.compile == "on" or (recipe.compile == "auto" and self.device.type == "cuda"):
@@ -185,7 +187,7 @@ class Training:
         return self._tensors(rows, augment.draw(self.recipe, self.seed, epoch, rows))
 
     def _tensors(self, rows: NDArray[np.int64], drawn: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
-        voxels = np.stack([self.data.volume(int(row)) for row in rows])
+        voxels = self.batches.stack(self.data.volume, rows.tolist())
         arrays = {"voxels": voxels, **drawn, **self.data.targets.batch(rows)}
         made = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         return {name: t.pin_memory() for name, t in made.items()} if self.device.type == "cuda" else made

@@ -149,23 +149,36 @@ class VolumeCache:
         tick()
         return found
 
-    def read(self, cached: Cached) -> NDArray[np.int16]:
-        """(Z, Y, X) in HU (or, with scaling=minmax, in 32,767ths), mapped; decoded again where it is gone by now.
+    def read(self, cached: Cached, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
+        """(Z, Y, X) in HU (or, with scaling=minmax, in 32,767ths); decoded again where it is gone by now.
+
+        Args:
+            cached: the volume.
+            out: where it is to be put, contiguous; None: it is mapped.
 
         Raises:
             ValueError: it is gone, and its source cannot be read any more or holds another scan by now.
         """
         try:
-            return self._map(cached)
+            return self._get(cached, out)
         except (FileNotFoundError, ValueError):
             with self._rebuilding:
-                return self._rebuild(cached)
+                return self._get(self._rebuild(cached), out)
 
-    def _map(self, cached: Cached) -> NDArray[np.int16]:
-        voxels: NDArray[np.int16] = np.load(self.folder / cached.file, mmap_mode="r")
-        return voxels
+    def _get(self, cached: Cached, out: NDArray[np.int16] | None) -> NDArray[np.int16]:
+        """Raises FileNotFoundError, or ValueError where the file is too short."""
+        file = self.folder / cached.file
+        if out is None:
+            voxels: NDArray[np.int16] = np.load(file, mmap_mode="r")
+            return voxels
+        # not by way of a map, whose pages are mapped one by one while they are copied
+        with file.open("rb", buffering=0) as stored:
+            stored.seek(HEADER_BYTES)
+            if stored.readinto(out.data.cast("B")) != out.nbytes:
+                raise ValueError("Expected a whole volume in the cache, found part of one.")
+        return out
 
-    def _rebuild(self, cached: Cached) -> NDArray[np.int16]:
+    def _rebuild(self, cached: Cached) -> Cached:
         source = self._source_of.get(cached.file)
         if source is None:
             raise ValueError("Expected a volume in the cache, found none; run it again.")
@@ -174,7 +187,7 @@ class VolumeCache:
             raise ValueError(f"A volume left the cache and could not be made again: {outcome}")
         if outcome.content_sha256 != cached.content_sha256:
             raise ValueError("A volume left the cache, and its scan was changed since; run it again.")
-        return self._map(outcome)
+        return outcome
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,9 @@ class ScanVolumes:
     num_made: int = 0
     """How many were not in the cache before."""
 
-    def read(self, image: int) -> NDArray[np.int16]:
-        """(Z, Y, X) in HU."""
-        return self.cache.read(self.cached[image])
+    def read(self, image: int, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
+        """(Z, Y, X) in HU, mapped, or in `out`."""
+        return self.cache.read(self.cached[image], out)
 
     def permuted(self, source: dict[int, int]) -> ScanVolumes:
         """The same scans, each with the volume of another one."""

@@ -66,7 +66,9 @@ def training(recipe: Recipe, folder: Path, *, scans: int, tasks: int) -> tuple[T
     rows = np.arange(scans)
     targets = TteTargets(exponential_labels(scans, tasks), rows)
     made = Training(
-        recipe, Data(volume=lambda i: cache.read(cached[i]), train=rows, tuning=rows[:0], targets=targets), seed=0
+        recipe,
+        Data(volume=lambda i, out=None: cache.read(cached[i], out), train=rows, tuning=rows[:0], targets=targets),
+        seed=0,
     )
     made.train()
 

@@ -10,7 +10,8 @@ import pytest
 from ml.config import read_recipe
 from ml.data import mirrored, order, permuted_among, prefetch
 from ml.volume_cache import Cached, Source, VolumeCache, volume_recipe
-from tests.app.loading.scans import chest, write_dicom
+from ml.volumes import VolumeRecipe
+from tests.app.loading.scans import chest, write_dicom, write_nifti
 
 RECIPE = volume_recipe(read_recipe("tiny", {"shape_zyx": "16,16,16"}))
 
@@ -109,3 +110,17 @@ def test_prefetching_keeps_the_order_and_stops_with_its_reader() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
     with pytest.raises(ZeroDivisionError):
         list(prefetch(lambda i: 1 // (i - 3), range(5)))
+
+
+def test_a_volume_is_put_where_it_is_wanted_and_a_cut_one_is_made_again(tmp_path: Path) -> None:
+    cache = VolumeCache(tmp_path / "cache", VolumeRecipe((12, 16, 14), 3.0))
+    source = Source(write_nifti(tmp_path / "a.nii.gz"), "nifti")
+    cached = cache.prepare([source])[source]
+    assert isinstance(cached, Cached)
+    out = np.zeros((2, 12, 16, 14), np.int16)
+    assert cache.read(cached, out[1]) is not None
+    np.testing.assert_array_equal(out[1], cache.read(cached))
+    assert not out[0].any()
+    file = cache.folder / cached.file
+    file.write_bytes(file.read_bytes()[:-100])
+    np.testing.assert_array_equal(cache.read(cached, out[0]), out[1])

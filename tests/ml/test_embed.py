@@ -13,8 +13,8 @@ def test_embeddings_do_not_depend_on_the_batch_they_were_made_in() -> None:
     recipe = read_recipe("tiny", {"shape_zyx": "16,16,16", "batch": "2"})
     volumes = np.random.default_rng(0).normal(-500, 200, (11, 16, 16, 16)).astype(np.int16)
     encoder = build_encoder("tiny").train()
-    together = embed(encoder, recipe, lambda i: volumes[i], list(range(11)))
-    alone = np.concatenate([embed(encoder, recipe, lambda i: volumes[i], [i]) for i in range(11)])
+    together = embed(encoder, recipe, lambda i, out=None: volumes[i], list(range(11)))
+    alone = np.concatenate([embed(encoder, recipe, lambda i, out=None: volumes[i], [i]) for i in range(11)])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
     assert encoder.training
 
@@ -23,7 +23,7 @@ def test_no_more_volumes_are_embedded_at_once_than_a_batch_of_the_recipe() -> No
     recipe = read_recipe("tiny", {"shape_zyx": "16,16,16", "batch": "2"})
     encoder, seen = build_encoder("tiny"), list[int]()
     encoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    embed(encoder, recipe, lambda i: np.full((16, 16, 16), i, np.int16), list(range(5)))
+    embed(encoder, recipe, lambda i, out=None: np.full((16, 16, 16), i, np.int16), list(range(5)))
     assert seen == [2, 2, 1]
 
 
@@ -73,7 +73,7 @@ def test_a_batch_doubles_while_that_is_faster_and_halves_where_it_does_not_fit()
 def test_embedding_goes_on_with_half_the_batch_where_memory_does_not_suffice() -> None:
     encoder, recipe = build_encoder("tiny"), read_recipe("tiny", {"batch": "4", "shape_zyx": "16,16,16"})
     volumes = np.random.default_rng(0).integers(-1000, 400, (7, 16, 16, 16)).astype(np.int16)
-    wanted = embed(encoder, recipe, lambda i: volumes[i], range(7))
+    wanted = embed(encoder, recipe, lambda i, out=None: volumes[i], range(7))
     fits = encoder.body.forward
 
     def narrow(volume: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,9 @@ def test_embedding_goes_on_with_half_the_batch_where_memory_does_not_suffice() -
         return fits(volume)
 
     encoder.body.forward = narrow  # type: ignore[method-assign]
-    np.testing.assert_allclose(embed(encoder, recipe, lambda i: volumes[i], range(7)), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        embed(encoder, recipe, lambda i, out=None: volumes[i], range(7)), wanted, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_an_embedding_that_goes_on_gives_the_bits_of_one_without_a_break() -> None:
@@ -92,11 +94,11 @@ def test_an_embedding_that_goes_on_gives_the_bits_of_one_without_a_break() -> No
     whole = embed(
         encoder,
         recipe,
-        lambda i: volumes[i],
+        lambda i, out=None: volumes[i],
         range(11),
         keep=lambda items, raw: kept.update(zip(items, raw.copy(), strict=True)),
     )
     known = {item: kept[item] for item in range(6)}
-    again = embed(encoder, recipe, lambda i: read.append(i) or volumes[i], range(11), known=known)
+    again = embed(encoder, recipe, lambda i, out=None: read.append(i) or volumes[i], range(11), known=known)
     np.testing.assert_array_equal(again, whole)
     assert sorted(read) == list(range(4, 11)), "the first batch is known as a whole, the second is not"

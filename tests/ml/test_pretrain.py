@@ -65,7 +65,7 @@ def ball_data(n: int = 60, tasks: int = 3, seed: int = 0, recipe: Recipe | None 
     rows = np.arange(n)
     train, tuning = rows[rows % 5 > 0], rows[rows % 5 == 0]
     stored = np.rint(volumes).astype(np.int16)
-    return Data(volume=lambda i: stored[i], train=train, tuning=tuning, targets=TteTargets(labels, train))
+    return Data(volume=lambda i, out=None: stored[i], train=train, tuning=tuning, targets=TteTargets(labels, train))
 
 
 def test_training_starts_at_the_null_model() -> None:

@@ -116,7 +116,7 @@ def _data(plan: Plan, rows: NDArray[np.int64], volumes: ScanVolumes) -> Data:
     except ValueError as error:
         raise InputError(f"{error} The label set is {plan.info.name!r}.") from None
     return Data(
-        volume=lambda row: volumes.read(source[row]),
+        volume=lambda row, out=None: volumes.read(source[row], out),
         train=train,
         tuning=tuning,
         targets=targets,
