@@ -144,5 +144,5 @@ def test_functions_that_act_as_the_owner_cannot_be_led_astray(engine: Engine) ->
         public += "aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a "
         public += "WHERE n.nspname IN ('omop', 'label', 'model', 'ops') AND a.grantee = 0"
         assert connection.execute(text(public)).scalar() == 0
-    assert len(found) == 4
+    assert len(found) == 5
     assert all(config[0].startswith("search_path=pg_catalog") and config[0].endswith("pg_temp") for _, config in found)
