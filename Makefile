@@ -1,6 +1,7 @@
 # Lachesis: the developer's verbs. `make help` lists them.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+N ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS))
@@ -24,8 +25,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: setup ## simulate a cohort and run the main job on it, to a report
 	$(BIN)/lachesis demo
 
-test: setup ## the tests (T=path for some of them)
-	$(BIN)/python -m pytest $(T)
+test: setup ## the tests, two files at a time, each process with servers of its own (T=path for some, N=4 for more at a time)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N) --dist loadfile $(T)
 
 test-long: setup ## the slow tests: training seeds, faults
 	$(BIN)/python -m pytest -m long $(T)
