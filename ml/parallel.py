@@ -33,6 +33,9 @@ class World:
     size: int = 1
     words: Any = None
     """The group by which rank 0 speaks: always on the processor, and with its own patience."""
+    roll: Any = None
+    """Where tensors go by devices: the group, on the processor, by which ranks first see that all of them are there.
+    A message between devices that nobody answers does not fail; it ends the process, or hangs it."""
 
     @classmethod
     def join(cls, rank: int, size: int, rendezvous: Path) -> World:
@@ -44,7 +47,9 @@ class World:
         torch.distributed.init_process_group(
             backend, init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=PATIENCE
         )
-        return cls(rank, size, torch.distributed.new_group(backend="gloo", timeout=WORD_PATIENCE))
+        words = torch.distributed.new_group(backend="gloo", timeout=WORD_PATIENCE)
+        roll = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if backend == "nccl" else None
+        return cls(rank, size, words, roll)
 
     @property
     def is_first(self) -> bool:
@@ -68,6 +73,8 @@ class World:
     def _together(self, tensors: Sequence[Tensor], send: Any) -> None:
         if self.size == 1 or not tensors:
             return
+        if self.roll is not None:
+            torch.distributed.barrier(group=self.roll)
         flat = _flatten_dense_tensors(list(tensors))
         send(flat)
         for tensor, value in zip(tensors, _unflatten_dense_tensors(flat, list(tensors)), strict=True):

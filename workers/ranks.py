@@ -2,7 +2,7 @@
 
 Forked before anything touches a device or starts threads of torch. They die with the job's process, hear nothing but
 rank 0 and write nothing to the store; where one ends before its time, the attempt fails, and the next one goes on from
-the last stop.
+the last stop. What failed in it reaches rank 0 through a pipe, as class and first line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,37 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 20.0
 """For ranks to end by themselves after rank 0 has."""
+LONGEST_WORD = 2_000
+"""Bytes of an error that a rank passes on; a pipe holds more, so that nobody waits for a reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """Another rank."""
+
+    rank: int
+    words: int
+    """Where its error can be read once it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A rank that ended before its time."""
+
+    rank: int
+    code: int
+    said: str
+    """Class and first line of its error; empty where it was killed."""
+
+    def __str__(self) -> str:
+        if self.code < 0:
+            return f"Rank {self.rank} was ended by {signal.Signals(-self.code).name}"
+        return f"Rank {self.rank} failed ({self.said or f'code {self.code}'})"
+
+    @property
+    def lacked_memory(self) -> bool:
+        """Whether its device or the host had too little memory, which the next attempt would have, too."""
+        return self.said.startswith(("OutOfMemoryError", "MemoryError")) or "allocate memory" in self.said
 
 
 def check_devices(count: int) -> int:
@@ -44,6 +76,7 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
 
     Raises:
         RankEnded: one of them failed or was killed.
+        MemoryError: one of them had too little memory.
     """
     import torch
 
@@ -54,14 +87,19 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
         return
     folder.mkdir(parents=True, exist_ok=True)
     rendezvous = folder / f"rendezvous-{uuid.uuid4().hex}"
-    children = {_fork(rank, count, rendezvous, follow): rank for rank in range(1, count)}
+    children: dict[int, Child] = {}
     try:
+        for rank in range(1, count):
+            children |= _fork(rank, count, rendezvous, follow)
         yield World.join(0, count, rendezvous)
     except RuntimeError as error:
-        ended = "" if isinstance(error, torch.OutOfMemoryError) else _ended(children) or _unheard(error)
-        if not ended:
+        ended = None if isinstance(error, torch.OutOfMemoryError) else _first_ended(children)
+        if ended is not None and ended.lacked_memory:
+            raise MemoryError(f"rank {ended.rank}: {ended.said}") from error
+        what = str(ended) if ended is not None else _unheard(error)
+        if not what:
             raise
-        raise RankEnded(f"{ended}; the training goes on from its last stop.") from error
+        raise RankEnded(f"{what}; the training goes on from its last stop.") from error
     finally:
         with suppress(Exception):
             torch.distributed.destroy_process_group()
@@ -69,11 +107,14 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
         rendezvous.unlink(missing_ok=True)
 
 
-def _fork(rank: int, count: int, rendezvous: Path, follow: Callable[[World], object]) -> int:
+def _fork(rank: int, count: int, rendezvous: Path, follow: Callable[[World], object]) -> dict[int, Child]:
+    """Start a rank; its process and what is known of it."""
     parent = os.getpid()
+    words, tell = os.pipe()
     pid = os.fork()
     if pid:
-        return pid
+        os.close(tell)
+        return {pid: Child(rank, words)}
     code = 1
     try:
         die_with_parent(parent)
@@ -82,22 +123,25 @@ def _fork(rank: int, count: int, rendezvous: Path, follow: Callable[[World], obj
 
         follow(World.join(rank, count, rendezvous))
         code = 0
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        os.write(tell, f"{type(error).__name__}: {first}".encode()[:LONGEST_WORD])
     finally:
         os._exit(code)
 
 
-def _ended(children: dict[int, int]) -> str:
-    """Which rank failed, in words; empty where none did."""
+def _first_ended(children: dict[int, Child]) -> Ended | None:
+    """The rank that failed, if one did: rather one that was killed or had no memory than those that missed it."""
+    failed: list[Ended] = []
     deadline = time.monotonic() + 2.0
-    while time.monotonic() < deadline:
-        for rank, code in _reap(children):
-            if code:
-                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}"
-                return f"Rank {rank} {how}"
+    while children and time.monotonic() < deadline:
+        found = [one for one in _reap(children) if one.code]
+        if found and not failed:
+            deadline = min(deadline, time.monotonic() + 0.5)
+        failed += found
         time.sleep(0.05)
-    return ""
+    return min(failed, key=lambda one: (one.code > 0, not one.lacked_memory), default=None)
 
 
 def _unheard(error: RuntimeError) -> str:
@@ -108,7 +152,7 @@ def _unheard(error: RuntimeError) -> str:
     return f"A rank did not answer for {PATIENCE.total_seconds():g} s" if told else ""
 
 
-def _end(children: dict[int, int]) -> None:
+def _end(children: dict[int, Child]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     while children:
         _reap(children)
@@ -119,12 +163,14 @@ def _end(children: dict[int, int]) -> None:
         time.sleep(0.02)
 
 
-def _reap(children: dict[int, int]) -> list[tuple[int, int]]:
-    """(rank, exit code) of those that have ended by now; they are taken out."""
+def _reap(children: dict[int, Child]) -> list[Ended]:
+    """Those that have ended by now; they are taken out."""
     ended = []
-    for pid, rank in list(children.items()):
+    for pid, child in list(children.items()):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             del children[pid]
-            ended.append((rank, os.waitstatus_to_exitcode(status)))
+            said = os.read(child.words, LONGEST_WORD).decode(errors="replace")
+            os.close(child.words)
+            ended.append(Ended(child.rank, os.waitstatus_to_exitcode(status), said))
     return ended

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -20,6 +20,9 @@ from app.embedded.processes import start_time
 from app.queue import nudge
 from app.settings import Settings
 from app.store import jobs
+
+if TYPE_CHECKING:
+    from tests.workers.trainings import Trainings
 
 FAST = ("--lease", "1.5", "--heartbeat", "0.3", "--poll", "0.15", "--grace", "2")
 ENDED = ("succeeded", "failed", "cancelled", "dead")
@@ -122,3 +125,21 @@ def lab(engine: Engine, settings: Settings, tmp_path: Path) -> Iterator[Lab]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported what a training needs, and forks attempts."""
+    command = [sys.executable, "-m", "tests.workers.dying"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as made:
+        yield made
+        assert made.stdin is not None
+        made.stdin.close()
+        made.wait(20)
+
+
+@pytest.fixture
+def trainings(nursery: subprocess.Popen[str], engine: Engine, settings: Settings, tmp_path: Path) -> Trainings:
+    from tests.workers.trainings import Trainings
+
+    return Trainings(nursery, engine, settings, tmp_path / "scans")

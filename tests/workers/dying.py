@@ -1,26 +1,33 @@
-"""Attempts at a training that die at a given moment: `python -m tests.workers.dying` forks one for each line it reads.
+"""Attempts at a training that get into trouble: `python -m tests.workers.dying` forks one for each line it reads.
 
-A moment is an audited call of the interpreter (open, rename, remove, copy) or a commit, so that the code under test
-has no seam for it. In the middle of a write the kernel itself ends the process, by a limit of the size of files.
+One that is killed dies at a moment: an audited call of the interpreter (open, rename, remove, copy) or a commit, so
+that the code under test has no seam for it. In the middle of a write the kernel itself ends the process, by a limit of
+the size of files.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from sqlalchemy import Engine, event
+from torch import Tensor
 
 from app.settings import Settings
 from app.store import attempts, jobs
 from app.store.session import make_engine
+from ml import parallel
 from ml import pretrain as loop
+from ml.training import Training
+from workers import ranks
 from workers.attempt import JobWork, execute
 from workers.board import Board
 
@@ -86,11 +93,42 @@ def attempt(told: dict[str, Any]) -> None:
     if told["every_step"]:
         loop.KEEP_SECONDS = loop.KEEP_TIMES = 0.0
     settings = Settings(home=home, home_is_named=True)
+    if told["trouble"]:
+        TROUBLES[told["trouble"]]()
     work = JobWork(claim, database_url=told["url"], settings=settings, board=Board())
     moments = Moments(home, told["step"], told["at"], halfway=told["halfway"])
     moments.watch(work.engine)
     execute(work)
     Path(told["answer"]).write_text(json.dumps(moments.seen))
+
+
+AT_STEP = 4
+
+
+def _on_rank_1(trouble: Callable[[], object]) -> None:
+    """Have it happen in the other rank's forward pass of one step."""
+    honest = Training.embedding
+
+    def embedding(run: Training, batch: Mapping[str, Tensor]) -> Tensor:
+        if run.world.rank == 1 and run.step == AT_STEP:
+            trouble()
+        return honest(run, batch)
+
+    Training.embedding = embedding  # type: ignore[assignment, method-assign]
+
+
+def hang() -> None:
+    """Rank 1 is stopped, and not waited for as long as otherwise."""
+    parallel.PATIENCE = dt.timedelta(seconds=10)
+    ranks.GRACE_SECONDS = 1.0
+    _on_rank_1(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+TROUBLES = {
+    "hang": hang,
+    "no memory": lambda: _on_rank_1(lambda: torch.empty(1 << 50)),
+    "other error": lambda: _on_rank_1(lambda: Path("/nowhere").read_text()),
+}
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -110,11 +148,6 @@ def fork(work: Callable[[], None]) -> int:
 
 def main() -> None:
     """Read what is asked for, a line each, and say how the attempt ended."""
-    import torch  # noqa: F401 - forks have it, and what a training imports
-
-    import workers.stages.pretrain
-
-    assert workers.stages.pretrain
     for line in sys.stdin:
         print(fork(lambda: attempt(json.loads(line))), flush=True)  # noqa: B023
 
