@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.store import coded_outcomes, names
 from app.store import features as store
-from app.store import names
 from app.tasks.spec import TaskSpec
 from ml.features import Events
 from ml.labelling import ConceptTasks
@@ -104,8 +104,14 @@ def _chosen_rows(
     connection: Connection, cohort_id: int, members: Members, tasks: bridge.LabelTasks, *, truncated: bool
 ) -> Iterable[Rows]:
     """(place, coded time, concept) of the rows of tasks that concepts alone do not describe."""
+    together, apart = coded_outcomes.split(tasks.by_statement)
+    if together:
+        statement, values = store.chosen_by_codes(together, truncated=truncated)
+        found = binary_cursor(connection).execute(statement, values | {"cohort_id": cohort_id}).fetchall()
+        rows = np.array(found, np.int64).reshape(-1, 3)
+        yield np.searchsorted(members.member, rows[:, 0]), rows[:, 1], -1 - rows[:, 2]
     by_visits = {}
-    for position, definition in tasks.by_statement.items():
+    for position, definition in apart.items():
         if not TaskSpec.from_dict({k: v for k, v in definition.items() if k != "resolved"}).by_codes:
             by_visits[position] = definition
             continue

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.store import outcomes
+from app.store import coded_outcomes, outcomes
 from ml.labelling import DAY_SECONDS, STATUSES, ConceptTasks, MemberRows, TaskRules
 from workers.bridge import SPLITS, binary_cursor
 from workers.bridge.labelling import LabelMembers, LabelTasks, StatementEvents, packed_array
@@ -70,7 +70,14 @@ def read_meaning(
     concept = np.repeat(concept_tasks.concept, np.diff(concept_tasks.ptr)).astype(np.int64)
     plain = concept >= 0
     positions, concepts = [concept_tasks.task[plain].astype(np.int64)], [concept[plain]]
-    for position, definition in tasks.by_statement.items():
+    together, apart = coded_outcomes.split(tasks.by_statement)
+    if together:
+        values = coded_outcomes.parameters(together)
+        rows = binary_cursor(connection).execute(coded_outcomes.MEANING, values).fetchall()
+        of_codes = np.array(rows, np.int64).reshape(-1, 2)
+        positions.append(of_codes[:, 0])
+        concepts.append(of_codes[:, 1])
+    for position, definition in apart.items():
         _, values = outcomes.statement(definition)
         rows = binary_cursor(connection).execute(_OF_STATEMENT, values).fetchall()
         found = np.array(sorted({row[0] for row in rows} | set(values["source_concepts"])), np.int64)

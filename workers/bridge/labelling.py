@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.store import outcomes
+from app.store import coded_outcomes, outcomes
 from app.store.cohorts import PERIODS
 from ml.labelling import (
     DAY_SECONDS,
@@ -127,15 +127,49 @@ def read_statement_events(
 ) -> StatementEvents:
     """Rows of the tasks that concepts alone do not describe, among the persons of a cohort (from one to another)."""
     who = {"cohort_id": cohort_id, "from_person": persons[0], "to_person": persons[1]}
-    found = [np.zeros((0, 3), np.int64)]
-    for position, definition in tasks.by_statement.items():
+    together, apart = coded_outcomes.split(tasks.by_statement)
+    found = [_rows_of_codes(connection, together, who)] if together else []
+    for position, definition in apart.items():
         statement, values = outcomes.statement(definition)
         rows = binary_cursor(connection).execute(statement, values | who).fetchall()
         pairs = np.array(rows, np.int64).reshape(-1, 2)
-        found.append(np.column_stack([pairs, np.full(len(pairs), -1 - position)]))
-    all_rows = np.concatenate(found)
-    all_rows = all_rows[np.lexsort((all_rows[:, 2], all_rows[:, 1], all_rows[:, 0]))]
-    return StatementEvents(person=all_rows[:, 0], time=all_rows[:, 1], concept=all_rows[:, 2].astype(np.int32))
+        found.append((pairs[:, 0], _keys(pairs[:, 1], np.full(len(pairs), position))))
+    empty = np.zeros(0, np.int64)
+    person, key = (np.concatenate([empty, *(part[n] for part in found)]) for n in range(2))
+    order = np.lexsort((key, person))
+    person, key = person[order], key[order]
+    first = (np.diff(person, prepend=0) != 0) | (np.diff(key, prepend=0) != 0)
+    first[:1] = True
+    person, key = person[first], key[first]
+    return StatementEvents(
+        person=person,
+        time=key >> _POSITION_BITS,
+        concept=((key & _LAST_POSITION) - _LAST_POSITION - 1).astype(np.int32),
+    )
+
+
+_POSITION_BITS = 15
+_LAST_POSITION = (1 << _POSITION_BITS) - 1
+
+
+def _keys(time: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Coded times (47 bits reach beyond Postgres's calendar) and positions as numbers in the order of events."""
+    return (time << _POSITION_BITS) + (_LAST_POSITION - position)
+
+
+_CODED_ROW = np.dtype([("time", ">i8"), ("position", ">i2")])
+
+
+def _rows_of_codes(
+    connection: Connection, definitions: coded_outcomes.Definitions, who: dict[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Persons and keys of the rows of tasks that concepts and source codes alone tell."""
+    values = coded_outcomes.parameters(definitions) | who
+    found = binary_cursor(connection).execute(coded_outcomes.statement(), values).fetchall()
+    rows = np.frombuffer(b"".join(row[1] for row in found), _CODED_ROW)
+    counts = [len(row[1]) // _CODED_ROW.itemsize for row in found]
+    person = np.repeat(np.array([row[0] for row in found], np.int64), counts)
+    return person, _keys(rows["time"].astype(np.int64), rows["position"].astype(np.int64))
 
 
 _LABEL_MEMBERS = f"""
