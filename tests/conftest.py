@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from sqlalchemy import Engine
@@ -22,22 +23,33 @@ from app.store.session import make_engine
 from app.store.work import InlineWork
 
 TEMPLATE = "lachesis_template"
+PASSING = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "max_wal_size = '512MB'")
+"""Of the session's Postgres: nothing here outlives the session, and the log should not fill a folder in memory."""
+ROOM_BYTES = 6 << 30
 _counter = itertools.count(1)
+
+
+def new_folder(prefix: str) -> Path:
+    """A new temporary folder for servers, in memory where there is room: a database a test is mostly new files."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and min(shutil.disk_usage(memory).free, psutil.virtual_memory().available) > ROOM_BYTES
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=memory if roomy and os.access(memory, os.W_OK) else None))
+    folder.chmod(0o711)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[Store]:
     """An embedded store with real Postgres and Redis in a temporary home; gone at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="lachesis-tests-"))
+    folder = new_folder("lachesis-tests-")
     settings = Settings(
         home=folder / "home", home_is_named=True, postgres_version=int(os.environ.get("LACHESIS_POSTGRES") or 18)
     )
-    folder.chmod(0o711)
     try:
         made = ensure_up(settings)
         with psycopg.connect(made.database_url, autocommit=True) as connection:
-            for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # nothing here outlives the session
-                connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            for setting in PASSING:
+                connection.execute(f"ALTER SYSTEM SET {setting}")
             connection.execute("SELECT pg_reload_conf()")
         yield made
         stop(settings)
@@ -60,7 +72,7 @@ def database_url(store: Store, template: str) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_counter)}"
     admin = store.database_url.replace("/lachesis?", "/postgres?", 1)
     with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY = file_copy")
     yield store.database_url.replace("/lachesis?", f"/{name}?", 1)
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -107,8 +119,7 @@ def work(engine: Engine, settings: Settings, tmp_path: Path) -> Callable[..., In
 @pytest.fixture
 def new_home() -> Iterator[Callable[..., Settings]]:
     """A factory of settings that name a home which is not there yet; its servers are ended afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="lachesis-home-"))
-    folder.chmod(0o711)
+    folder = new_folder("lachesis-home-")
     made: list[Settings] = []
 
     def make(name: str = "home", *, version: int = 18) -> Settings:
