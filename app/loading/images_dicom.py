@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from app.loading.images_elements import FIRST_BYTES, Wanted, scan, wanted
+from app.loading.images_elements import FEW_BYTES, FIRST_BYTES, Wanted, scan, wanted
 from app.loading.images_header import (
     LEAST_SPACING_MM,
     MIN_SLICES,
@@ -151,7 +151,10 @@ def read_images(file: Path) -> list[Image]:
     try:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            data, size = os.read(descriptor, FIRST_BYTES), os.fstat(descriptor).st_size
+            data, size = os.read(descriptor, FEW_BYTES), os.fstat(descriptor).st_size
+            found = scan(data, size, _wanted())
+            if found is None and len(data) == FEW_BYTES:  # longer than most, or of another kind
+                found = scan(data + os.read(descriptor, FIRST_BYTES - FEW_BYTES), size, _wanted())
         finally:
             os.close(descriptor)
     except FileNotFoundError:
@@ -160,7 +163,6 @@ def read_images(file: Path) -> list[Image]:
         raise Unreadable("unreadable_file") from None
     if not data:
         raise Unreadable("empty_file")
-    found = scan(data, size, _wanted())
     images = [found | {"file": file.name}] if found is not None else _read_slowly(file)
     for image in images:
         image["is_localizer"] = "LOCALIZER" in image.get("ImageType", "").split("\\")

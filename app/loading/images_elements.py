@@ -1,5 +1,4 @@
-"""The elements of a DICOM header, import re
-from the first bytes of a file, at the speed of reading them.
+"""The elements of a DICOM header, read from the first bytes of a file, at the speed of reading them.
 
 Only what most files are made of is understood: little-endian data sets with plain text, whose elements are of the type
 that the dictionary gives them (DICOM PS3.5, 7.1 and 7.5). Anything else is None, and pydicom reads the file instead; a
@@ -8,13 +7,16 @@ test holds the two together on real files.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from struct import Struct, error
 from typing import Any
 
+FEW_BYTES = 16_384
+"""As much as is read of a file at first: nearly all headers of single slices are shorter."""
 FIRST_BYTES = 65_536
-"""As much as is read of a file; headers that are longer go to pydicom."""
+"""As much as is read of a file at the most; headers that are longer go to pydicom."""
 
 _IMPLICIT = b"1.2.840.10008.1.2"
 _OTHER_DATA_SETS = (b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99")
@@ -190,6 +192,7 @@ def _after_item(data: bytes, place: int, is_explicit: bool) -> int:
     return place + 8
 
 
+@functools.lru_cache(4096)  # slices of a series have most values in common
 def _value(raw: bytes, vr: bytes) -> Any:
     if vr == b"US":
         if len(raw) != 2:
