@@ -8,9 +8,7 @@ import os
 import resource
 import signal
 import socket
-import stat
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -29,12 +27,12 @@ from app.errors import (
     LachesisError,
     Preempted,
     RankEnded,
-    StoreError,
     Waiting,
 )
 from app.queue import QUEUE_OF, nudge
 from app.settings import Settings
 from app.store import attempts, jobs
+from app.store.runs import runs_folder
 from app.store.session import make_engine
 from workers.board import Board
 from workers.stages import stage
@@ -51,29 +49,6 @@ PATIENCE_SECONDS = 45.0
 """How long an attempt tries to report its end to a database that is away; its lease is over soon afterwards."""
 PASSING = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300")
 """SQLSTATEs (and their beginnings) of trouble that passes: no connection, deadlock, lock timeout, shutdown."""
-
-
-def runs_folder(settings: Settings) -> Path:
-    """Where attempts keep their files: HOME/runs, beside the artifacts, or a temporary folder of this user."""
-    if settings.home is not None:
-        return settings.home / "runs"
-    artifacts = (settings.artifacts or "").removeprefix("file://")
-    if artifacts and "://" not in artifacts:
-        return Path(artifacts).absolute().parent / "runs"
-    return _private_folder() / "runs"
-
-
-def _private_folder() -> Path:
-    """A folder of this user alone among everybody's temporary ones. Raises StoreError where another has its name."""
-    folder = Path(tempfile.gettempdir()) / f"lachesis-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or not stat.S_ISDIR(status.st_mode):
-        raise StoreError(
-            f"Expected {folder} to be a folder that only its user can enter, it is not; remove it, or set "
-            "LACHESIS_ARTIFACTS to a folder beside which attempts may keep their files."
-        )
-    return folder
 
 
 class JobWork:

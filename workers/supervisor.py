@@ -20,8 +20,8 @@ from sqlalchemy.exc import DBAPIError
 
 from app.embedded import environment
 from app.store import attempts, jobs
+from app.store.runs import runs_folder
 from app.store.session import make_engine
-from workers.attempt import runs_folder
 from workers.holder import Holder
 
 LOOK_SECONDS = 0.1

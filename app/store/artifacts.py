@@ -106,26 +106,31 @@ def add_checkpoint(connection: Connection, values: Mapping[str, Any]) -> int:
     return int(connection.execute(insert(Table).values(**values).returning(Table.checkpoint_id)).scalar_one())
 
 
-_FORGET = """
-DELETE FROM model.checkpoint c
-WHERE c.job_id = :job AND NOT c.is_final AND NOT c.is_best AND c.checkpoint_id NOT IN (
-    SELECT checkpoint_id FROM model.checkpoint WHERE job_id = :job AND NOT is_final
-    ORDER BY step DESC, checkpoint_id DESC LIMIT :keep)
+SUPERFLUOUS = """
+SELECT c.checkpoint_id, c.job_id, c.name, c.epoch, c.path, c.num_bytes FROM (
+    SELECT k.*, row_number() OVER (PARTITION BY k.job_id ORDER BY k.step DESC, k.checkpoint_id DESC) AS newest
+    FROM model.checkpoint k WHERE NOT k.is_final AND (CAST(:job AS bigint) IS NULL OR k.job_id = :job)) c
+WHERE c.newest > :keep AND NOT c.is_best
   AND NOT EXISTS (SELECT FROM model.embedding_set e WHERE e.checkpoint_id = c.checkpoint_id)
   AND NOT EXISTS (SELECT FROM model.alias a WHERE a.checkpoint_id = c.checkpoint_id)
   AND NOT EXISTS (SELECT FROM model.checkpoint p WHERE p.parent_id = c.checkpoint_id)
-RETURNING path
 """
+"""Stops on the way of one training, or of all, but for the newest `keep`, the best and those something refers to."""
+KEPT_STOPS = 3
+"""Stops on the way that stay."""
 
 
 def forget_stops(connection: Connection, job_id: int, keep: int) -> list[str]:
-    """Delete a training's stops on the way but for the newest `keep`, the best and those that something refers to.
+    """Delete a training's stops that are superfluous.
 
     Returns:
         paths of artifacts that no row names any more; `named_files.remove` them once the transaction has committed.
     """
     from sqlalchemy import text
 
-    paths = set(connection.execute(text(_FORGET), {"job": job_id, "keep": keep}).scalars())
+    statement = f"""
+    DELETE FROM model.checkpoint WHERE checkpoint_id IN (SELECT checkpoint_id FROM ({SUPERFLUOUS}) s) RETURNING path
+    """
+    paths = set(connection.execute(text(statement), {"job": job_id, "keep": keep}).scalars())
     named = text("SELECT path FROM model.checkpoint WHERE path = ANY(:paths)")
     return sorted(paths - set(connection.execute(named, {"paths": list(paths)}).scalars()))

@@ -128,12 +128,13 @@ class CacheRoom:
             removed += 1
         return removed
 
-    def remove(self, recipes: Iterable[str] = (), unused_days: float = 0) -> tuple[int, int]:
+    def remove(self, recipes: Iterable[str] = (), unused_days: float = 0, *, dry_run: bool = False) -> tuple[int, int]:
         """Remove volumes that no running job uses; how many, and their bytes. Raises UnknownName.
 
         Args:
             recipes: only those of these folders (or beginnings of their names); all by default.
             unused_days: only those not used for so long.
+            dry_run: remove none; how many would be.
         """
         wanted = [self._recipe(name) for name in recipes]
         if not self.root.is_dir():
@@ -148,9 +149,10 @@ class CacheRoom:
                 and volume.used <= before
                 and (not wanted or volume.name.split("/")[0] in wanted)
             ]
-            for volume in gone:
-                (self.root / volume.name).unlink(missing_ok=True)
-            self._remove_facts()
+            if not dry_run:
+                for volume in gone:
+                    (self.root / volume.name).unlink(missing_ok=True)
+                self._remove_facts()
         return len(gone), sum(volume.size for volume in gone)
 
     def _recipe(self, name: str) -> str:

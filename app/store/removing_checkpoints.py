@@ -198,7 +198,6 @@ def remove(connection: Connection, given: str, *, force: bool, dry_run: bool) ->
 
 def _delete(connection: Connection, ids: Sequence[int]) -> None:
     from sqlalchemy import text
-    from sqlalchemy.exc import OperationalError
 
     values = {"ids": list(ids)}
     loads = connection.execute(
@@ -210,6 +209,14 @@ def _delete(connection: Connection, ids: Sequence[int]) -> None:
     ).scalars()
     supersede(connection, list(loads))
     connection.execute(text("DELETE FROM model.checkpoint WHERE checkpoint_id = ANY(:ids)"), values)
+    drop_embeddings(connection, ids)
+
+
+def drop_embeddings(connection: Connection, ids: Sequence[int]) -> None:
+    """Drop the partitions of checkpoints that are gone. Raises InputError where others read embeddings all the time."""
+    from sqlalchemy import text
+    from sqlalchemy.exc import OperationalError
+
     connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_SECONDS}s'"))
     try:
         for checkpoint_id in ids:

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import StoreError
 from app.settings import Settings
-from workers.attempt import runs_folder
+from app.store.runs import runs_folder
 
 
 def test_runs_lie_in_the_home_else_beside_the_artifacts(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from app.store.work import Work
 from workers.stages.pretrain_left import KIND, superseded
 from workers.stages.pretrain_plan import Plan
 
-KEEP = 3
-"""Stops on the way that stay."""
 FLUSH_POINTS = 12
 """Numbers of the loss curves written at once."""
 
@@ -113,7 +111,7 @@ class Watcher:
     def _forget(self, job_id: int) -> None:
         with ExitStack() as noted:
             with self.work.transaction() as connection:
-                keys = artifacts.forget_stops(connection, job_id, KEEP)
+                keys = artifacts.forget_stops(connection, job_id, artifacts.KEPT_STOPS)
                 noted.enter_context(superseded(self.work, keys))
             with self.work.connect() as connection:
                 named_files.remove(connection, self.work.settings, keys)
