@@ -173,7 +173,8 @@ class ConceptTasks:
     def sorted_by(self, rule_of: NDArray[np.int16]) -> NDArray[np.int16]:
         """`task` with each concept's tasks of one rule next to each other."""
         concept = np.repeat(np.arange(len(self.concept)), np.diff(self.ptr))
-        return self.task[np.lexsort((self.task, rule_of[self.task], concept))]
+        key = (concept * _POSITIONS + rule_of[self.task]) * _POSITIONS + self.task
+        return (np.sort(key) % _POSITIONS).astype(np.int16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,8 +240,7 @@ class Labeller:
         from ml import label_kernel
 
         self.kernel = label_kernel
-        table, rule_of = np.unique(rules.table(), axis=0, return_inverse=True)
-        self.rules, self.rule_of = np.ascontiguousarray(table), rule_of.reshape(-1).astype(np.int16)
+        self.rules, self.rule_of = _distinct(rules.table())
         self.task = concept_tasks.sorted_by(self.rule_of)
         self.row_slots, self.slot_rule, self.slot_ptr = _slots(concept_tasks.ptr, self.rule_of[self.task])
         size = 1 << max(4, int(2 * len(concept_tasks.concept)).bit_length())
@@ -313,6 +313,15 @@ class Labeller:
             windows=_cut(out_ptr[3], task[3], seconds[1]),
             visits=_cut(out_ptr[4], task[4]),
         )
+
+
+def _distinct(table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+    """The distinct rows of a table, in the order in which they appear, and which of them each row is."""
+    width = table.itemsize * table.shape[1]
+    raw, number = table.tobytes(), dict[bytes, int]()
+    rows = [number.setdefault(raw[at : at + width], len(number)) for at in range(0, len(raw), width)]
+    found = np.frombuffer(b"".join(number), table.dtype).reshape(-1, table.shape[1])
+    return np.ascontiguousarray(found), np.array(rows, np.int16)
 
 
 def _slots(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import queue
 import struct
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -228,6 +229,24 @@ class Ahead(Generic[T]):
 
 
 _DONE = object()
+
+
+class Later(Generic[T]):
+    """What a thread of its own makes from now on; leaving it waits for the thread."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._coming = self._thread.submit(make)
+
+    def get(self) -> T:
+        """What was made, once it is there; or the error."""
+        return self._coming.result()
+
+    def __enter__(self) -> Later[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
 
 
 def ahead(items: Iterator[T], depth: int = 8) -> Iterator[T]:

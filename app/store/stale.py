@@ -8,7 +8,7 @@ and ends of events are in no timeline: a task that asks for them may change with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,46 +76,47 @@ ON CONFLICT (label_set_id, cohort_member_id) DO UPDATE SET digest = excluded.dig
 """
 
 
-def keep_digests(
-    reading: Connection,
-    writing: Connection,
-    label_set_id: int,
-    cohort_id: int,
-    made: Mapping[int, Made] | None = None,
-) -> None:
-    """Keep what the labels of a set are made of, as the transaction that reads its inputs sees it.
+Digests = list[tuple[int, bytes]]
+"""(cohort_member_id, digest of what its labels rest on), each once."""
 
-    Also where a set was found to be what it would be now (`made` is None): what differs since it was made does not
-    matter to it.
-    """
+
+def read_digests(connection: Connection, cohort_id: int) -> Digests:
+    """What the labels of a cohort's members rest on, as the transaction that reads their inputs sees it."""
     from sqlalchemy import text
 
-    from app.store.copy import copy_in
+    rows = connection.execute(text(DIGESTS), {"cohort": cohort_id})
+    return [(row.cohort_member_id, bytes(row.digest)) for row in rows]
+
+
+def renew_digests(connection: Connection, label_set_id: int, found: Digests) -> None:
+    """Note that a set is what it would be now: what differs since it was made does not matter to it."""
     from app.store.session import raw
 
-    rows = reading.execute(text(DIGESTS), {"cohort": cohort_id})
-    if made is None:
-        found = [(row.cohort_member_id, bytes(row.digest)) for row in rows]
-        values = {"label_set": label_set_id, "members": [m for m, _ in found], "digests": [d for _, d in found]}
-        raw(writing).execute(KEEP.encode(), values)
-        return
+    values = {"label_set": label_set_id, "members": [m for m, _ in found], "digests": [d for _, d in found]}
+    raw(connection).execute(KEEP.encode(), values)
+
+
+def keep_digests(connection: Connection, label_set_id: int, found: Digests, made: Mapping[int, Made]) -> None:
+    """Keep what the labels of a new set are made of."""
+    from app.store.copy import copy_in
+
     columns = ("label_set_id", "cohort_member_id", "digest", "timeline_digest", "input_digest", "label_digest")
-    copy_in(writing, "label.member_digest", columns, [digest_rows(label_set_id, rows.all(), made)])
+    copy_in(connection, "label.member_digest", columns, [digest_rows(label_set_id, found, made)])
 
 
-def digest_rows(label_set_id: int, rows: Sequence[Any], made: Mapping[int, Made]) -> bytes:
-    """Rows of label.member_digest in binary COPY form, of rows of DIGESTS and what the stage knows of them."""
+def digest_rows(label_set_id: int, found: Digests, made: Mapping[int, Made]) -> bytes:
+    """Rows of label.member_digest in binary COPY form, of digests and what the stage knows of their members."""
     import numpy as np
 
     from app.store.copy import Field, encode_mixed, texts
 
-    if not rows:
+    if not found:
         return b""
-    members = np.array([row.cohort_member_id for row in rows], np.int64)
+    members = np.array([member for member, _ in found], np.int64)
     of = [made[member] for member in members.tolist()]
-    columns: list[list[bytes | None]] = [[bytes(row.digest) for row in rows], [one.timeline for one in of]]
+    columns: list[list[bytes | None]] = [[digest for _, digest in found], [one.timeline for one in of]]
     columns += [[one.inputs for one in of], [one.labels for one in of]]
-    sets = Field(np.full(len(rows), label_set_id, np.int32))
+    sets = Field(np.full(len(found), label_set_id, np.int32))
     return encode_mixed([sets, Field(members), *map(texts, columns)])
 
 

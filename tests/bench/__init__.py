@@ -35,14 +35,20 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def median_ratio(
-    ours: Callable[[], object], theirs: Callable[[], object], pairs: int = 5
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    pairs: int = 5,
+    *,
+    before: Callable[[], object] = lambda: None,
 ) -> tuple[float, float, float]:
     """Time ours and theirs in turn; the median of theirs / ours, and the median seconds of each.
 
-    Interleaving shares a noisy machine's weather fairly between the two.
+    Interleaving shares a noisy machine's weather fairly between the two. `before` is called ahead of each pair and not
+    timed.
     """
     mine, other = [], []
     for _ in range(pairs):
+        before()
         mine.append(seconds(ours))
         other.append(seconds(theirs))
     ratio = statistics.median(b / a for a, b in zip(mine, other, strict=True))

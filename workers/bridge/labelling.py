@@ -64,39 +64,50 @@ class LabelTasks:
 
 
 _LABEL_TASKS = """
-SELECT start_seconds, (definition ->> 'prior_days')::int8, definition ->> 'same_day' = 'after', prior = 'exclude',
+SELECT string_agg(int2send(position::int2), '' ORDER BY position), start_seconds,
+       (definition ->> 'prior_days')::int8, definition ->> 'same_day' = 'after', prior = 'exclude',
        death = 'competing', follow_up = 'data_cut', (definition ->> 'washout_days')::int8,
        (definition ->> 'min_follow_up_days')::int8, definition ->> 'clock' = 'discharge',
        (definition -> 'resolved' ->> 'by_statement')::bool,
        CASE WHEN (definition -> 'resolved' ->> 'by_statement')::bool OR definition ->> 'clock' = 'discharge'
             THEN definition END
-FROM label.task WHERE task_set_id = %s ORDER BY position
+FROM label.task WHERE task_set_id = %s GROUP BY 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 """
+"""A row a rule, with the positions of its tasks: there are few rules, and many tasks."""
 
 
 def read_label_tasks(connection: Connection, task_set_id: int) -> LabelTasks:
     """How each task of a set reads a timeline, by position."""
     rows = binary_cursor(connection).execute(_LABEL_TASKS, (task_set_id,)).fetchall()
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 11
-    clocks = {position: row[10] for position, row in enumerate(rows) if row[8]}
-    number = {position: n for n, position in enumerate(clocks)}
+    positions = [np.frombuffer(row[0], ">i2").astype(np.int64) for row in rows]
+    of_position = np.zeros(sum(map(len, positions)), np.int64)
+    for rule, held in enumerate(positions):
+        of_position[held] = rule
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 12
 
-    def seconds(days: Sequence[int | None], default: int) -> NDArray[np.int64]:
-        return np.array([default if n is None else n * DAY_SECONDS for n in days], np.int64)
+    def told(column: int, dtype: type) -> NDArray[Any]:
+        return np.array(columns[column], dtype)[of_position]
 
+    def seconds(column: int, default: int) -> NDArray[np.int64]:
+        days: Sequence[int | None] = columns[column]
+        return np.array([default if n is None else n * DAY_SECONDS for n in days], np.int64)[of_position]
+
+    clocks = {int(p): row[11] for row, held in zip(rows, positions, strict=True) if row[9] for p in held}
+    clock = np.full(len(of_position), -1, np.int64)
+    clock[sorted(clocks)] = np.arange(len(clocks))
     rules = TaskRules(
-        start_seconds=np.array(columns[0], np.int64),
-        look_back_seconds=seconds(columns[1], NEVER // 2),
-        same_day_after=np.array(columns[2], np.bool_),
-        excludes_prior=np.array(columns[3], np.bool_),
-        competing=np.array(columns[4], np.bool_),
-        to_data_cut=np.array(columns[5], np.bool_),
-        washout_seconds=seconds(columns[6], 0),
-        min_follow_up_seconds=seconds(columns[7], -NEVER),
-        clock=np.array([number.get(position, -1) for position in range(len(rows))], np.int64),
+        start_seconds=told(1, np.int64),
+        look_back_seconds=seconds(2, NEVER // 2),
+        same_day_after=told(3, np.bool_),
+        excludes_prior=told(4, np.bool_),
+        competing=told(5, np.bool_),
+        to_data_cut=told(6, np.bool_),
+        washout_seconds=seconds(7, 0),
+        min_follow_up_seconds=seconds(8, -NEVER),
+        clock=clock,
     )
-    by_statement = {position: row[10] for position, row in enumerate(rows) if row[9]}
-    return LabelTasks(rules=rules, by_statement=by_statement, clocks=clocks)
+    by_statement = {int(p): row[11] for row, held in zip(rows, positions, strict=True) if row[10] for p in held}
+    return LabelTasks(rules=rules, by_statement=dict(sorted(by_statement.items())), clocks=dict(sorted(clocks.items())))
 
 
 def read_concept_tasks(connection: Connection, task_set_id: int, tasks: LabelTasks) -> ConceptTasks:
@@ -174,11 +185,11 @@ def _rows_of_codes(
 
 _LABEL_MEMBERS = f"""
 SELECT m.cohort_member_id, m.person_id, coalesce(i.image_key, ''), m.index_date_only,
-       floor(extract(epoch FROM m.index_time))::int8, floor(extract(epoch FROM m.follow_up_end))::int8,
-       floor(extract(epoch FROM m.data_cut_end))::int8, floor(extract(epoch FROM m.death_time))::int8, m.eligible,
+       floor(date_part('epoch', m.index_time))::int8, floor(date_part('epoch', m.follow_up_end))::int8,
+       floor(date_part('epoch', m.data_cut_end))::int8, floor(date_part('epoch', m.death_time))::int8, m.eligible,
        array_position(%(splits)s::text[], m.split) - 1,
-       floor(extract(epoch FROM coalesce(v.visit_from, date_trunc('day', m.index_time))))::int8,
-       floor(extract(epoch FROM coalesce(v.visit_to, date_trunc('day', m.index_time) + interval '86399 seconds')))::int8
+       floor(date_part('epoch', coalesce(v.visit_from, date_trunc('day', m.index_time))))::int8,
+       floor(date_part('epoch', coalesce(v.visit_to, date_trunc('day', m.index_time) + interval '86399 seconds')))::int8
 FROM label.cohort_member m
 LEFT JOIN omop.image_occurrence i USING (image_occurrence_id)
 LEFT JOIN LATERAL ({outcomes.VISIT_OF_INDEX}) v ON true

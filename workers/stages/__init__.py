@@ -36,6 +36,10 @@ CHILD_KINDS = {"pretrain", "embed", "evaluate", "slices", "load_embeddings"}
 """Kinds that use torch or a device: each attempt is a process of its own, whose death takes no worker with it."""
 
 
+ROUNDS = (50_000, 20, 50)
+"""The collector's: rows come by the ten thousand and hold no cycles."""
+
+
 def stage(kind: str) -> Stage:
     """The function of a kind. Raises UnknownName."""
     if kind not in STAGES:
@@ -46,4 +50,5 @@ def stage(kind: str) -> Stage:
     if is_new:  # what is imported stays: the collector need not walk through it in each of its rounds
         gc.collect()  # but garbage of an earlier job shall not stay with it
         gc.freeze()
+        gc.set_threshold(*ROUNDS)
     return found

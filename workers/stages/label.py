@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from app.errors import InputError
 from app.store import names, stale
-from app.store.copy import HEADER, TRAILER, copy_in
+from app.store.copy import HEADER, TRAILER, Later, copy_in
 from app.store.session import raw
 from app.store.vocabulary import MAX_UNKNOWN, unknown_of_cohort
 from app.store.work import Work
@@ -106,7 +106,7 @@ def label(work: Work) -> dict[str, Any]:
             names.lock(writing, "label set", name)
             same = unchanged(writing, name, inputs)
             if same is not None:
-                stale.keep_digests(reading, writing, same["label_set_id"], inputs.cohort.id)
+                stale.renew_digests(writing, same["label_set_id"], stale.read_digests(reading, inputs.cohort.id))
             early_timelines = early.reader if early is not None and made.taken is None else None
             result = same or write(work, reading, writing, name, inputs, made, early_timelines)
         reading.rollback()
@@ -316,16 +316,21 @@ def write(
         "job_id": work.job_id,
     }
     label_set_id = int(writing.execute(text(INSERT), row).scalar_one())
+    keep_meaning(reading, writing, label_set_id, inputs)  # while the first timelines are labelled
     left = inputs if made.taken is None else inputs.without(made.taken.new)
-    if timelines is None and not made.is_shared:
+    read_digests = partial(stale.read_digests, reading, inputs.cohort.id)
+    reads = timelines is None and not made.is_shared
+    if reads:
         timelines = ReadAhead.of(reading, left.members, left.persons, left.num_events)
     make = label_shards.move if timelines is None else partial(write_all, timelines=timelines)
-    counts, digests = make(work, writing=writing, label_set_id=label_set_id, inputs=left)
+    with nullcontext() if reads else Later(read_digests) as beside:
+        counts, digests = make(work, writing=writing, label_set_id=label_set_id, inputs=left)
     if made.taken is not None:
         label_kept.copy_rows(writing, made.taken, label_set_id)
         counts, digests = counts + made.taken.counts, digests | made.taken.digests
     copy_in(writing, "label.status_count", COUNT_COLUMNS, [bridge.status_count_rows(label_set_id, counts)])
-    keep(reading, writing, label_set_id, inputs, made, digests)
+    found = read_digests() if beside is None else beside.get()
+    keep_digests(writing, label_set_id, found, inputs, made, digests)
     num_events = int(counts[:, EVENT, 0].sum())
     digest = hashlib.sha256(inputs.task_set.digest + b"".join(sorted(digests.values()))).digest()
     writing.execute(
@@ -355,7 +360,7 @@ def write_all(
     writer = QueuedLibpqWriter(cursor)  # Postgres takes rows in while the next ones are made
     with cursor.copy(f"COPY label.tte ({TTE_COLUMNS}) FROM STDIN (FORMAT BINARY)", writer=writer) as copy:
         copy.write(HEADER)
-        labeller = LaterLabeller(inputs)
+        labeller = later_labeller(inputs)
         for part, rows, found in labelled(timelines, inputs, labeller, partial(bridge.tte_heads, label_set_id)):
             copy.write(rows.data.data)
             digests.update(zip(inputs.members.member[part].tolist(), found, strict=True))
@@ -364,35 +369,31 @@ def write_all(
     return labeller.get().counts, digests
 
 
-class LaterLabeller:
-    """A labeller made by a thread of its own while the first timelines are read."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        thread = ThreadPoolExecutor(1)
-        self._coming = thread.submit(Labeller, inputs.rules, inputs.concept_tasks)
-        thread.shutdown(wait=False)
-
-    def get(self) -> Labeller:
-        """The labeller, once it is there."""
-        return self._coming.result()
+def later_labeller(inputs: Inputs) -> Later[Labeller]:
+    """A labeller that is made while the first timelines are read."""
+    return Later(partial(Labeller, inputs.rules, inputs.concept_tasks))
 
 
-def keep(
-    reading: Connection,
-    writing: Connection,
+def keep_digests(
+    connection: Connection,
     label_set_id: int,
+    found: stale.Digests,
     inputs: Inputs,
     made: Making,
     digests: Mapping[int, bytes],
 ) -> None:
-    """Keep what a label set was made of: digests by member, concepts by task."""
+    """Keep digests of what each member's labels were made of, and of the labels."""
     timelines = dict(inputs.timelines)
     members, persons = inputs.members.member.tolist(), inputs.members.person.tolist()
     of_members = {
         member: stale.Made(timelines.get(person), of, digests[member])
         for member, person, of in zip(members, persons, made.of_members, strict=True)
     }
-    stale.keep_digests(reading, writing, label_set_id, inputs.cohort.id, of_members)
+    stale.keep_digests(connection, label_set_id, found, of_members)
+
+
+def keep_meaning(reading: Connection, writing: Connection, label_set_id: int, inputs: Inputs) -> None:
+    """Keep the concepts that each task of a label set meant."""
     meaning = kept.read_meaning(reading, inputs.concept_tasks, inputs.tasks)
     columns = ("label_set_id", "positions", "concepts")
     copy_in(writing, "label.label_meaning", columns, [kept.meaning_row(label_set_id, *meaning)])
@@ -403,7 +404,7 @@ Heads = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 
 def labelled(
-    read: ReadAhead, inputs: Inputs, labeller: LaterLabeller, heads: Heads
+    read: ReadAhead, inputs: Inputs, labeller: Later[Labeller], heads: Heads
 ) -> Iterator[tuple[slice, bridge.TteRows, list[bytes]]]:
     """Stretches of members in order, with their rows and digests.
 
@@ -454,7 +455,7 @@ def part_inputs(
 
 
 def label_part(
-    timelines: Timelines, labeller: LaterLabeller, inputs: Inputs, part: slice, heads: Heads
+    timelines: Timelines, labeller: Later[Labeller], inputs: Inputs, part: slice, heads: Heads
 ) -> tuple[bridge.TteRows, list[bytes]]:
     """Rows of some members, with their digests."""
     times, concepts, ptr, rows = part_inputs(timelines, inputs, part)

@@ -215,9 +215,9 @@ def label_shard(work: Work) -> dict[str, Any]:
 
 def write_shard(work: Work, reading: Connection, writing: Connection, inputs: Inputs) -> NDArray[np.int64]:
     """Label all members of a shard into label.shard_tte; how many they are, as the engine counts."""
-    from workers.stages.label import LaterLabeller, labelled
+    from workers.stages.label import labelled, later_labeller
 
-    labeller, job_id, shard = LaterLabeller(inputs), work.args["parent"], work.args["shard"]
+    labeller, job_id, shard = later_labeller(inputs), work.args["parent"], work.args["shard"]
     timelines = ReadAhead.of(reading, inputs.members, inputs.persons, inputs.num_events)
 
     def heads(member: NDArray[np.int64]) -> NDArray[np.uint8]:
