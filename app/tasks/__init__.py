@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from app.errors import InputError, UnknownName
+from app.tasks.aces import refusal
 from app.tasks.spec import TaskSpec, ValueRule
 from app.tasks.toml import specs_from_toml
 
@@ -44,6 +45,8 @@ def read_task_files(path: Path) -> list[TaskSpec]:
     except (OSError, UnicodeDecodeError) as error:
         why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
         raise InputError(f"Expected a task file at {path}, could not read it: {why}.") from None
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise refusal(text, path.name)
     return specs_from_toml(text, str(path), path.parent)
 
 

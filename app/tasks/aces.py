@@ -19,6 +19,10 @@ LOCAL_VOCABULARY = "MEDS"
 """Vocabulary of codes that name none."""
 BOUNDS = {"value_min", "value_max", "value_min_inclusive", "value_max_inclusive"}
 MAX_DEPTH = 20
+OPEN = "???"
+"""What a benchmark's file says where each data set has codes of its own."""
+ANY_DEATH = re.compile(r"\^?MEDS_DEATH(\.\*)?\$?")
+"""Patterns that mean death and no other code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +39,50 @@ def read_predicate(path: Path, name: str) -> dict[str, Any]:
     Raises:
         InputError: naming the file and what in it has no meaning here.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}," if mark is not None else ""
-        raise InputError(f"Expected YAML in {path.name}{where} found something else; mend it.") from None
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise InputError(f"Expected an ACES file at {path}, could not read it: {why}.") from None
-    predicates = content.get("predicates") if isinstance(content, Mapping) else None
+    predicates = _content(text, path.name).get("predicates")
     if not isinstance(predicates, Mapping):
         raise InputError(f"Expected `predicates` in {path.name}, found none; give a file of ACES predicates.")
     return _fields(_alternatives(predicates, name, path.name, 0), name, path.name)
 
 
+def refusal(text: str, file: str) -> InputError:
+    """What to say of an ACES file given for a task file: the task that asks for what its label window does."""
+    content = _content(text, file)
+    windows, predicates = content.get("windows"), content.get("predicates")
+    several = windows.values() if isinstance(windows, Mapping) else ()
+    label = next((one["label"] for one in several if isinstance(one, Mapping) and "label" in one), None)
+    if label is None:
+        label = next(iter(predicates), None) if isinstance(predicates, Mapping) else None
+    task = f'name = "…", aces = "{file}", predicate = "{label or "…"}"'
+    return InputError(
+        f"Expected a task file in TOML, found YAML in {file}; of ACES only a predicate is read, so write a task file "
+        f"beside it with {task}: the scan is the trigger, start_days and horizons_days stand for the windows "
+        "(docs/tasks.md)."
+    )
+
+
+def _content(text: str, file: str) -> Mapping[str, Any]:
+    """A YAML file's top level, empty where it is no mapping. Raises InputError naming the line."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}," if mark is not None else ""
+        raise InputError(f"Expected YAML in {file}{where} found something else; mend it.") from None
+    return content if isinstance(content, Mapping) else {}
+
+
 def _alternatives(predicates: Mapping[str, Any], name: str, file: str, depth: int) -> list[Plain]:
     given = predicates.get(name)
+    if OPEN in (given, given.get("code") if isinstance(given, Mapping) else None):
+        raise InputError(f"Expected codes in predicate {name!r} of {file}, found {OPEN}; fill in those of your data.")
     if not isinstance(given, Mapping) or depth > MAX_DEPTH:
         known = ", ".join(map(str, predicates))
         raise InputError(f"Expected a predicate {name!r} in {file}, found {known}; name one of them.")
@@ -76,6 +105,8 @@ def _codes(code: Any, name: str, file: str) -> frozenset[str]:
         return frozenset(map(str, code["any"]))
     if isinstance(code, str) and code:
         return frozenset({code})
+    if isinstance(code, Mapping) and set(code) == {"regex"} and ANY_DEATH.fullmatch(str(code["regex"])):
+        return frozenset({"MEDS_DEATH"})
     said = next(iter(code)) if isinstance(code, Mapping) and code else repr(code)
     raise _meaningless(name, file, f"code: {said}", "spell the codes out under `any`")
 
@@ -93,11 +124,18 @@ def _bounds(given: Mapping[str, Any], name: str, file: str) -> tuple[tuple[str, 
 
 
 def _fields(plain: list[Plain], name: str, file: str) -> dict[str, Any]:
-    """One set of codes with its intervals; several with values cannot be told apart in one task."""
-    codes = frozenset(code for one in plain for code in one.codes)
-    bounded = [one.bounds for one in plain if one.bounds]
-    if bounded and (len(bounded) < len(plain) or any(one.codes != codes for one in plain)):
-        raise _meaningless(name, file, "values of several codes", "make a task of each")
+    """One set of codes with its intervals; codes whose values differ cannot be told apart in one task."""
+    bounds: dict[str, set[tuple[tuple[str, float], ...]]] = {}
+    for one in plain:
+        for code in one.codes:
+            bounds.setdefault(code, set()).add(one.bounds)
+    for code, found in bounds.items():
+        if () in found:  # whatever the value
+            bounds[code] = {()}
+    codes, shared = frozenset(bounds), next(iter(bounds.values()))
+    if any(found != shared for found in bounds.values()):
+        raise _meaningless(name, file, "codes with different values", "make a task of each")
+    bounded = [one.bounds for one in plain if one.bounds in shared and one.bounds]
     fields: dict[str, Any] = {}
     if source := sorted(_source_code(code) for code in codes - DEATH_CODES):
         fields["source_codes"] = source

@@ -34,7 +34,16 @@ predicates:
   mixed: {expr: "or(low, embolism)"}
   elsewhere: {code: HR, other_cols: {ward: A}}
   circle: {expr: "or(circle, low)"}
+  ill_1: {code: LAB//1//mg/dL, value_min: 1.3, value_min_inclusive: false, value_max: null}
+  ill_2: {code: LAB//2//mg/dL, value_min: 1.3}
+  ill: {expr: "or(ill_1, ill_2)"}
+  measured: {expr: "or(low, spo2)"}
+  gone: {code: {regex: "MEDS_DEATH.*"}}
+  admission: ???
+  level:
+    code: ???
 """
+ABOVE = {"above": 1.3, "unit": "any"}
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,9 @@ predicates:
             },
         ),
         ("embolism", {"source_codes": ["ICD10CM/I26.9", "ICD9CM/415.19"]}),
+        ("ill", {"source_codes": ["MEDS/LAB//1//mg/dL", "MEDS/LAB//2//mg/dL"], "values": [ABOVE]}),
+        ("measured", {"source_codes": ["MEDS/LAB//SpO2"]}),
+        ("gone", {"concepts": [4306655]}),
         ("dead_or_ill", {"source_codes": ["ICD10CM/I26.9", "ICD9CM/415.19"], "concepts": [4306655]}),
     ],
 )
@@ -63,7 +75,9 @@ def test_what_means_the_same_is_read(tmp_path: Path, name: str, fields: dict[str
     [
         ("both", "and"),
         ("any_lab", "regex"),
-        ("mixed", "several codes"),
+        ("mixed", "codes with different values"),
+        ("admission", "fill in"),
+        ("level", "fill in"),
         ("elsewhere", "other_cols"),
         ("circle", "predicate 'circle'"),
         ("nobody", "predicate 'nobody'"),
@@ -83,6 +97,18 @@ def test_a_predicate_beside_codes_and_a_file_that_is_none_are_refused(tmp_path: 
     (tmp_path / "t.toml").write_text('name = "x"\nconcepts = [1]\naces = "p.yaml"\npredicate = "low"\n')
     with pytest.raises(InputError, match="line 2, field 'concepts'"):
         read_task_file(tmp_path / "t.toml")
+
+
+def test_a_file_of_aces_given_for_a_task_is_answered_with_the_task_to_write(real_data: Path) -> None:
+    folder = real_data / "meds_aces_sample" / "sample_configs"
+    with pytest.raises(InputError, match=r'aces = "abnormal_lab\.yaml", predicate = "abnormal_spo2".*windows'):
+        read_task_file(folder / "abnormal_lab.yaml")
+
+
+def test_a_file_of_predicates_alone_is_answered_with_one_of_them(tmp_path: Path) -> None:
+    (tmp_path / "p.yml").write_text(PREDICATES)
+    with pytest.raises(InputError, match=r'aces = "p\.yml", predicate = "spo2"'):
+        read_task_file(tmp_path / "p.yml")
 
 
 SAMPLES = {
