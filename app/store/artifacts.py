@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,36 @@ def find_checkpoint(connection: Connection, name: str) -> Checkpoint:
     except DBAPIError as error:
         state = getattr(error.orig, "sqlstate", None)
         if state == "22023":
-            raise InputError(str(error.orig).splitlines()[0]) from None
+            raise InputError(str(error.orig).splitlines()[0] + _meant(connection, name)) from None
         if state != "P0002":
             raise
-        known = connection.execute(text("SELECT DISTINCT name FROM model.checkpoint WHERE is_final")).scalars()
-        raise UnknownName("checkpoint", name, known) from None
+        raise UnknownName("checkpoint", name, _known(connection, name)) from None
     return Checkpoint(**connection.execute(text(_COLUMNS), {"id": found}).mappings().one())
+
+
+def _aliases(connection: Connection) -> list[str]:
+    from sqlalchemy import text
+
+    return list(connection.execute(text("SELECT alias FROM model.alias WHERE valid_to IS NULL")).scalars())
+
+
+def _known(connection: Connection, name: str) -> list[str]:
+    """Names and aliases, in the form of the one that was not found."""
+    from sqlalchemy import text
+
+    names = connection.execute(text("SELECT DISTINCT name FROM model.checkpoint WHERE is_final")).scalars()
+    base, at, part = name.rpartition("@")
+    if at and base:
+        return [f"{one}@{part}" for one in names]
+    return [*names, *(f"@{alias}" if at else alias for alias in _aliases(connection))]
+
+
+def _meant(connection: Connection, name: str) -> str:
+    """The nearest to what stands behind the @ of a name that is known, as the end of a sentence."""
+    base, at, part = name.rpartition("@")
+    forms = {"best": f"{base}@best", "last": f"{base}@last"} | {one: f"@{one}" for one in _aliases(connection)}
+    near = difflib.get_close_matches(part, forms, n=1) if at else []
+    return f" Did you mean {forms[near[0]]!r}?" if near else ""
 
 
 def publish(settings: Settings, file: Path, kind: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.errors import InputError, StoreError, UnknownName
 from app.settings import Settings
@@ -36,6 +36,29 @@ def test_a_checkpoint_is_meant_by_its_name_its_id_or_the_beginning_of_its_digest
     for name in ("01234", "______", "%%%%%%", "b"):
         with pytest.raises(UnknownName):
             found(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("tiny-tte@chmpion", r"found 'chmpion'\. Did you mean '@champion'\?"),
+        ("tiny-tte@bst", r"found 'bst'\. Did you mean 'tiny-tte@best'\?"),
+        ("tiny-tte@xyz", r"best or last after the @, found 'xyz'\.$"),
+        ("@chmpion", r"No checkpoint named '@chmpion'\. Did you mean '@champion'\?"),
+        ("chmpion", r"Did you mean 'champion'\?"),
+        ("tiny-tt", r"Did you mean 'tiny-tte'\?"),
+        ("tny-tte@best", r"Did you mean 'tiny-tte@best'\?"),
+        ("qqqqqq", r"Known: champion, tiny-tte\."),
+    ],
+)
+def test_a_mistyped_name_epoch_or_alias_suggests_the_nearest(engine: Engine, given: str, said: str) -> None:
+    checkpoint = add(engine, "tiny-tte", "0123456789")
+    with engine.begin() as connection:
+        for alias, end in (("champion", None), ("chmpon", "now")):
+            statement = text("INSERT INTO model.alias (alias, checkpoint_id, valid_to) VALUES (:a, :c, :e)")
+            connection.execute(statement, {"a": alias, "c": checkpoint, "e": end})
+    with engine.connect() as connection, pytest.raises(InputError, match=said):
+        artifacts.find_checkpoint(connection, given)
 
 
 def test_files_are_kept_under_their_digest_and_an_altered_one_is_refused(settings: Settings, tmp_path: Path) -> None:
