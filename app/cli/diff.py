@@ -103,6 +103,31 @@ def diff_labels(
     typer.echo(jsonlib.dumps(found, default=str)) if as_json else said.show(found)
 
 
+@diff.command("checkpoints")
+def diff_checkpoints(
+    first: Annotated[str, typer.Argument(metavar="A", help="Checkpoint; alone: what it followed, and it.")],
+    second: Annotated[str | None, typer.Argument(metavar="[B]", help="The other.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What differs between two checkpoints: recipe, labels, tasks, versions, losses; and their figures side by side.
+
+    Examples:
+      lachesis diff checkpoints tiny-base tiny-tte
+      lachesis diff checkpoints tiny-tte@best tiny-tte --json
+    """
+    from app.cli import checkpoint_differences as said
+    from app.cli.look import connect
+    from app.store import checkpoint_differences
+
+    with connect().connect() as connection:
+        found = checkpoint_differences.compare(connection, checkpoint_differences.chosen(connection, first, second))
+    typer.echo(jsonlib.dumps(found, default=str)) if as_json else said.show(found)
+
+
+for singular, command in (("load", diff_loads), ("label", diff_labels), ("checkpoint", diff_checkpoints)):
+    diff.command(singular, hidden=True)(command)
+
+
 def register(app: typer.Typer) -> None:
     """Add `diff` and its commands."""
     app.add_typer(diff, name="diff")
