@@ -6,7 +6,7 @@ Shape suffixes: B = scan of a batch, N = scan, D = embedding.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -53,55 +53,62 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16" and device.type == "cuda")
 
 
-@torch.inference_mode()
 def embed(
     encoder: Encoder,
     recipe: Recipe,
     volume: Volumes,
     items: Sequence[int],
     report: Callable[[int, int], None] = lambda done, total: None,
-    *,
-    known: Mapping[int, NDArray[np.float32]] | None = None,
-    keep: Callable[[Sequence[int], NDArray[np.float32]], None] = lambda items, raw_BD: None,
 ) -> NDArray[np.float32]:
-    """(N, D) raw embeddings of the volumes of `items`, in evaluation mode.
+    """(N, D) raw embeddings of the volumes of `items`, as `embed_each` makes them."""
+    made = [np.empty((0, encoder.width), np.float32)]
+    embed_each(encoder, recipe, volume, items, lambda _, raw_BD: made.append(raw_BD), report)
+    return np.concatenate(made)
+
+
+@torch.inference_mode()
+def embed_each(
+    encoder: Encoder,
+    recipe: Recipe,
+    volume: Volumes,
+    items: Sequence[int],
+    keep: Callable[[Sequence[int], NDArray[np.float32]], None],
+    report: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    known: Container[int] = (),
+) -> None:
+    """Embed volumes in evaluation mode; no more than a batch of embeddings is held.
 
     Args:
         encoder: on its device; left in the mode it came in.
         recipe: of the encoder.
         volume: item → (Z, Y, X) in HU.
         items: distinct volumes, to be embedded once each.
+        keep: called with the items and raw (B, D) embeddings of each batch made.
         report: called with (done, total) volumes.
-        known: item → (D,) raw embedding of an earlier attempt; batches that are known as a whole are not made again, so
-            that the result is that of an attempt without a break.
-        keep: called with the items and raw embeddings of each batch made.
+        known: items that an earlier attempt has embedded; batches that are known as a whole are not made again, so that
+            the result is that of an attempt without a break. Those of other batches are made, and kept, again.
     """
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
-    known = known or {}
     # On a processor no more than training takes at once: that is the memory that whoever set the batch has.
     batch = BatchSize(recipe.batch, grows=device.type == "cuda")
-    made = np.empty((len(items), encoder.width), np.float32)
-    todo = _take(made, items, known, recipe.batch)
+    todo = _todo(items, known, recipe.batch)
     done, there, batches = 0, len(items) - len(todo), Batches(recipe.shape_zyx)
     while done < len(todo):
         size, began, before = batch.size, time.monotonic(), done
         starts = range(done, min(len(todo), done + size * PASSES), size)
 
         def load(i: int, starts: range = starts) -> Tensor:
-            return torch.from_numpy(
-                batches.stack(volume, [items[v] for v in todo[starts[i] : starts[i] + starts.step]])
-            )
+            return torch.from_numpy(batches.stack(volume, todo[starts[i] : starts[i] + starts.step]))
 
         try:
             with closing(prefetch(load, range(len(starts)))) as passes:
                 for voxels_BZYX in passes:
                     with autocast(recipe, device):
                         embedding_BD = encoder(to_input(voxels_BZYX.to(device), recipe))
-                    rows = todo[done : done + len(voxels_BZYX)]
-                    made[rows] = embedding_BD.float().cpu().numpy()
-                    keep([items[row] for row in rows], made[rows])
+                    keep(todo[done : done + len(voxels_BZYX)], embedding_BD.float().cpu().numpy())
                     done += len(voxels_BZYX)
                     report(there + done, len(items))
         except torch.OutOfMemoryError:
@@ -110,7 +117,12 @@ def embed(
         else:
             batch.took(done - before, time.monotonic() - began)
     encoder.train(was_training)
-    return made
+
+
+def _todo(items: Sequence[int], known: Container[int], batch: int) -> list[int]:
+    """Items of batches that are not known as a whole."""
+    batches = (items[start : start + batch] for start in range(0, len(items), batch))
+    return [item for some in batches if not all(item in known for item in some) for item in some]
 
 
 class BatchSize:
@@ -137,23 +149,25 @@ class BatchSize:
         self._smallest = min(self._smallest, self.size)
 
 
-def _take(
-    made_ND: NDArray[np.float32], items: Sequence[int], known: Mapping[int, NDArray[np.float32]], batch: int
-) -> list[int]:
-    """Put in what is known; the places of all others, in batches that are whole."""
-    todo: list[int] = []
-    for start in range(0, len(items), batch):
-        rows = range(start, min(start + batch, len(items)))
-        if all(items[row] in known for row in rows):
-            made_ND[start : rows.stop] = [known[items[row]] for row in rows]
-        else:
-            todo += rows
-    return todo
-
-
 def statistics(raw_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and SD (D,) of train embeddings. Raises ValueError where all are the same vector."""
-    mean, sd = raw_ND.mean(0, dtype=np.float64), raw_ND.std(0, dtype=np.float64)
+    return statistics_of(lambda: (raw_ND[start : start + _ROWS] for start in range(0, len(raw_ND), _ROWS)))
+
+
+def statistics_of(
+    blocks: Callable[[], Iterable[NDArray[np.float32]]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and SD (D,) of train embeddings that come in blocks of (B, D), asked for twice.
+
+    Raises:
+        ValueError: all are the same vector, or not finite.
+    """
+    count, total = 0, np.zeros(1)
+    for raw_BD in blocks():
+        count, total = count + len(raw_BD), total + raw_BD.sum(0, dtype=np.float64)
+    mean = total / count
+    squares = sum(((raw_BD - mean) ** 2).sum(0) for raw_BD in blocks())
+    sd = np.sqrt(squares / count)
     if not np.isfinite(sd).all():
         raise ValueError("Expected finite embeddings, got others; the encoder's weights or its precision are at fault.")
     if not (sd > 1e-6 * (1 + np.abs(mean))).any():

@@ -105,6 +105,27 @@ class Embedding(Base):
     embedding: Mapped[Any] = column("Vector, standardised by the train mean and SD", HALFVEC())
 
 
+class IncomingEmbedding(Base):
+    """A vector of an embedding that has not ended."""
+
+    __tablename__ = "incoming_embedding"
+    __table_args__ = {
+        "schema": "model",
+        "comment": "Embeddings of jobs that have not ended; they move to model.embedding together. Unlogged.",
+        "prefixes": ["UNLOGGED"],
+    }
+
+    checkpoint_id: Mapped[int] = column(
+        "Checkpoint", ForeignKey("model.checkpoint.checkpoint_id", ondelete="CASCADE"), primary_key=True
+    )
+    cohort_id: Mapped[int] = column(
+        "Cohort being embedded", ForeignKey("label.cohort.cohort_id", ondelete="CASCADE"), primary_key=True
+    )
+    image_occurrence_id: Mapped[int] = column("Scan", BigInteger, primary_key=True, autoincrement=False)
+    sha256: Mapped[bytes] = column("Digest of the scan's content", LargeBinary)
+    embedding: Mapped[Any] = column("Vector, standardised by the train mean and SD", HALFVEC())
+
+
 class EmbeddedScan(Base):
     """What an embedding was made of."""
 

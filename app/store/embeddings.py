@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, RowMapping
 
+    from app.store.copy import Field
+
+
+def add_partition(connection: Connection, checkpoint_id: int, width: int) -> None:
+    """Make the partition of a checkpoint where it is absent; nobody else adds to it until the transaction ends."""
+    from sqlalchemy import text
+
+    connection.execute(text("SELECT model.add_embedding_partition(:c, :w)"), {"c": checkpoint_id, "w": width})
+
 
 def replace_embeddings(
     connection: Connection, checkpoint_id: int, images: NDArray[np.int64], vectors: NDArray[np.float32]
@@ -25,9 +34,10 @@ def replace_embeddings(
         images: (N,) image_occurrence_id, distinct.
         vectors: (N, D) standardised, finite, not zero, within the range of a half.
     """
+    import numpy as np
     from sqlalchemy import text
 
-    from app.store.copy import copy_in
+    from app.store.copy import Field, copy_in, encode
 
     connection.execute(
         text("DELETE FROM model.embedding WHERE checkpoint_id = :c AND image_occurrence_id = ANY(:i)"),
@@ -35,7 +45,8 @@ def replace_embeddings(
     )
     columns = ("checkpoint_id", "image_occurrence_id", "embedding")
     chunks = range(0, len(images), _ROWS)
-    rows = (_rows(checkpoint_id, images[i : i + _ROWS], vectors[i : i + _ROWS]) for i in chunks)
+    keys = (np.full(len(images), checkpoint_id, np.int32), images.astype(np.int64))
+    rows = (encode([*(Field(key[i : i + _ROWS]) for key in keys), halfvecs(vectors[i : i + _ROWS])]) for i in chunks)
     copy_in(connection, "model.embedding", columns, rows)
     connection.execute(
         text(
@@ -52,16 +63,16 @@ _ROWS = 1_000
 """Vectors encoded at once."""
 
 
-def _rows(checkpoint_id: int, images: NDArray[np.int64], vectors: NDArray[np.float32]) -> bytes:
-    """Rows of model.embedding in binary COPY form; a halfvec is its dimension, a zero and its halves, big-endian."""
+def halfvecs(vectors_BD: NDArray[np.float32]) -> Field:
+    """Vectors as a column of halfvec in binary COPY form: the dimension, a zero and the halves, big-endian."""
     import numpy as np
 
-    layout = [("fields", ">i2"), ("l0", ">i4"), ("checkpoint_id", ">i4"), ("l1", ">i4"), ("image", ">i8")]
-    layout += [("l2", ">i4"), ("width", ">i2"), ("zero", ">i2"), ("half", ">f2", (vectors.shape[1],))]  # type: ignore[list-item]
-    rows = np.zeros(len(images), np.dtype(layout))
-    rows["fields"], rows["l0"], rows["l1"], rows["l2"] = 3, 4, 8, 4 + 2 * vectors.shape[1]
-    rows["checkpoint_id"], rows["image"], rows["width"], rows["half"] = checkpoint_id, images, vectors.shape[1], vectors
-    return rows.tobytes()
+    from app.store.copy import Field
+
+    width = vectors_BD.shape[1]
+    rows = np.zeros(len(vectors_BD), [("width", ">i2"), ("zero", ">i2"), ("half", ">f2", (width,))])
+    rows["width"], rows["half"] = width, vectors_BD
+    return Field(rows.view(f"V{rows.dtype.itemsize}"))
 
 
 @dataclass(frozen=True, slots=True)

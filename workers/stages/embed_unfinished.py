@@ -6,13 +6,18 @@ and its vector in float32. A torn last record is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.stages.embed_located import Located
+
 PATTERN = "embedded-*.part"
+_ROWS = 1_000
+"""Records looked at together."""
 
 
 class Unfinished:
@@ -27,14 +32,26 @@ class Unfinished:
         """
         self.name = f"embedded-{weights[:32]}.part"
         self.file = folder / self.name
+        self.width = width
         self.record = np.dtype([("content", "u1", (32,)), ("vector", "<f4", (width,))])
+        if self.file.exists():  # begin where whole records end
+            os.truncate(self.file, self._count(self.file) * self.record.itemsize)
 
-    def read(self) -> dict[str, NDArray[np.float32]]:
-        """Content → raw vector."""
-        found: dict[str, NDArray[np.float32]] = {}
-        for file in self._files():
-            rows = np.fromfile(file, self.record, count=file.stat().st_size // self.record.itemsize)
-            found |= {bytes(row["content"]).hex(): row["vector"] for row in rows if np.isfinite(row["vector"]).all()}
+    def locate(self, wanted: Collection[str]) -> Located:
+        """Raw vectors of wanted contents, where they lie; of a content that was made twice, the later one."""
+        found = Located(self.width)
+        for file in sorted(self._files(), key=lambda file: file.stat().st_mtime_ns):
+            if count := self._count(file):
+                records = np.memmap(file, self.record, "r", shape=(count,))
+                for start in range(0, count, _ROWS):
+                    some = records[start : start + _ROWS]
+                    whole = np.isfinite(some["vector"]).all(1)
+                    rows = {
+                        content: start + n
+                        for n, digest in enumerate(some["content"])
+                        if whole[n] and (content := bytes(digest).hex()) in wanted
+                    }
+                    found.put(records["vector"], rows)
         return found
 
     def add(self, contents: Sequence[str], raw_BD: NDArray[np.float32]) -> None:
@@ -49,6 +66,9 @@ class Unfinished:
         """Delete what attempts by these weights left behind."""
         for file in self._files():
             file.unlink(missing_ok=True)
+
+    def _count(self, file: Path) -> int:
+        return file.stat().st_size // self.record.itemsize
 
     def _files(self) -> list[Path]:
         runs = self.file.parent.parent.parent

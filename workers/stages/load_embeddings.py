@@ -16,7 +16,7 @@ from app import __version__
 from app.errors import InputError
 from app.loading.embeddings_read import Given, read_vectors, resolve, too_many
 from app.loading.stops import told
-from app.store import artifacts, embeddings, named_files, names
+from app.store import artifacts, embedding_index, embeddings, named_files, names
 from app.store.loads import (
     FileRecord,
     LoadRow,
@@ -32,7 +32,7 @@ from app.store.loads import (
 from app.store.places import digest_of
 from app.store.work import Work
 from workers.bridge import TRAIN, read_members
-from workers.stages.embed import Vectors, store, told_of_index
+from workers.stages.embed import keep_set, told_of_index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +52,16 @@ _SCANS = {
     "WHERE s.details -> 'roots' ? i.root",
 }
 """What names a scan → names and scans."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vectors:
+    """Standardised embeddings of N scans."""
+
+    images: NDArray[np.int64]
+    embedding: NDArray[np.float32]
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +162,7 @@ def standardised(kept: dict[int, NDArray[np.float32]], train: NDArray[np.int64],
         made = standardise(raw, mean, sd)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return Vectors(images=images, embedding=made, mean=mean, sd=sd, num_new=len(images))
+    return Vectors(images=images, embedding=made, mean=mean, sd=sd)
 
 
 def _refuse_trained(connection: Connection, encoder: str) -> None:
@@ -227,7 +237,10 @@ def _publish(work: Work, delivery: Delivery) -> dict[str, Any]:
             "shared_volumes": _shared(work, connection, vectors.images),
             "job_id": work.job_id,
         }
-        judged = store(connection, vectors.embedding.shape[1], row, vectors)
+        embeddings.add_partition(connection, checkpoint_id, vectors.embedding.shape[1])
+        embeddings.replace_embeddings(connection, checkpoint_id, vectors.images, vectors.embedding)
+        judged = embedding_index.index(connection, checkpoint_id, vectors.images)
+        keep_set(connection, row, judged)
     for kept in (weights, numbers):
         kept.file.unlink()
     return result | {
