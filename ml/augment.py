@@ -18,6 +18,8 @@ from ml.config import Recipe
 from ml.data import mirrored
 
 PREFIX = "augment_"
+TINY = 1e-7
+"""Added to the range of a volume ahead of its contrast, as MONAI does."""
 
 
 def draw(recipe: Recipe, seed: int, epoch: int, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
@@ -25,12 +27,14 @@ def draw(recipe: Recipe, seed: int, epoch: int, rows: NDArray[np.int64]) -> dict
     drawn: dict[str, NDArray[np.generic]] = {f"{PREFIX}flip": mirrored(seed, epoch, rows, recipe.flip_x)}
     if not (_moves(recipe) or _changes(recipe)):
         return drawn
-    chance = np.stack([np.random.default_rng([seed, epoch, int(row), 4]).uniform(-1, 1, 8) for row in rows])
+    # what is drawn later stands behind, so that recipes without it draw what they always did
+    chance = np.stack([np.random.default_rng([seed, epoch, int(row), 4]).uniform(-1, 1, 10) for row in rows])
     if _moves(recipe):
         drawn[f"{PREFIX}grid"] = np.stack([_grid(recipe, one) for one in chance]).astype(np.float32)
     if _changes(recipe):
-        noise = recipe.noise_hu * np.abs(chance[:, 5])
-        drawn[f"{PREFIX}hu"] = np.stack([recipe.offset_hu * chance[:, 6], noise], 1).astype(np.float32)
+        noise, offset = recipe.noise_hu * np.abs(chance[:, 5]), recipe.offset_hu * chance[:, 6]
+        gain, gamma = 1 + recipe.gain * chance[:, 8], (1 + recipe.gamma) ** chance[:, 9]
+        drawn[f"{PREFIX}hu"] = np.stack([offset, noise, gain, gamma], 1).astype(np.float32)
         drawn[f"{PREFIX}seed"] = (np.abs(chance[:, 7]) * 2**53).astype(np.int64)
     return drawn
 
@@ -40,7 +44,7 @@ def _moves(recipe: Recipe) -> bool:
 
 
 def _changes(recipe: Recipe) -> bool:
-    return bool(recipe.offset_hu or recipe.noise_hu)
+    return bool(recipe.offset_hu or recipe.noise_hu or recipe.gain or recipe.gamma)
 
 
 def _grid(recipe: Recipe, chance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -73,9 +77,22 @@ def apply(voxels_BZYX: Tensor, batch: Mapping[str, Tensor], recipe: Recipe) -> T
         voxels_BZYX = torch.nn.functional.grid_sample(above, places, align_corners=False)[:, 0] + air
     change = batch.get(f"{PREFIX}hu")
     if change is not None:
-        noise = torch.stack([_noise(v, int(seed)) for v, seed in zip(voxels_BZYX, batch[f"{PREFIX}seed"], strict=True)])
-        offset, deviation = (change[:, i].view(-1, 1, 1, 1) for i in range(2))
-        voxels_BZYX = voxels_BZYX.float() + offset + deviation * noise
+        voxels_BZYX = _intensity(voxels_BZYX.float(), change, batch[f"{PREFIX}seed"], recipe)
+    return voxels_BZYX
+
+
+def _intensity(voxels_BZYX: Tensor, change_B4: Tensor, seed_B: Tensor, recipe: Recipe) -> Tensor:
+    """Contrast, gain, offset and noise, in this order, by the definitions of MONAI's AdjustContrast, ScaleIntensity
+    (by a factor), ShiftIntensity and GaussianNoise."""
+    offset, deviation, gain, gamma = (change_B4[:, i].view(-1, 1, 1, 1) for i in range(4))
+    if recipe.gamma:
+        low = voxels_BZYX.amin((1, 2, 3), keepdim=True)
+        span = voxels_BZYX.amax((1, 2, 3), keepdim=True) - low
+        voxels_BZYX = ((voxels_BZYX - low) / (span + TINY)) ** gamma * span + low
+    voxels_BZYX = voxels_BZYX * gain + offset
+    if recipe.noise_hu:
+        noise = torch.stack([_noise(v, int(seed)) for v, seed in zip(voxels_BZYX, seed_B, strict=True)])
+        voxels_BZYX = voxels_BZYX + deviation * noise
     return voxels_BZYX
 
 

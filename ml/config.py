@@ -32,9 +32,10 @@ RANGES = (
     (("epochs", "batch", "accumulate", "pieces", "rank"), 1, LARGE, "1 or more"),
     (("learning_rate", "scale_hu"), 1e-12, LARGE, "more than 0"),
     (("flip_x", "warm_up", "momentum"), 0, 1, "0 to 1"),
-    (("ema", "zoom"), 0, 0.99999, "0 or more, and less than 1"),
+    (("ema", "zoom", "gain"), 0, 0.99999, "0 or more, and less than 1"),
     (("rotate_degrees",), 0, 180, "0 to 180"),
     (("shift_mm", "offset_hu", "noise_hu", "patience", "min_delta", "probe_scans"), 0, LARGE, "0 or more"),
+    (("gamma",), 0, 10, "0 to 10"),
     (("weight_decay", "clip_norm", "head_sd"), 0, LARGE, "0 or more"),
     (("centre_hu",), -LARGE, LARGE, "a finite number"),
 )
@@ -88,6 +89,10 @@ class Recipe:
     """Their HU are raised or lowered by up to so much, alike in all voxels …"""
     noise_hu: float = 0.0
     """… and noise of a standard deviation of up to so much is added."""
+    gain: float = 0.0
+    """Their values are multiplied by 1 plus or minus up to so much …"""
+    gamma: float = 0.0
+    """… after their contrast was changed: (HU - least) / range to the power of up to 1 plus so much, or its inverse."""
 
     epochs: int = 20
     batch: int = 4
