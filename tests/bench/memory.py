@@ -1,9 +1,9 @@
 """`python -m tests.bench.memory SCAN [case …]`: memory and time of a training step on a real scan, a case a process.
 
 SCAN is a NIfTI file or a DICOM series' folder. Each case is a child process with a cap on its address space, so that
-one that does not fit is a row that says so. A row: case, volumes a pass, processor seconds and
-seconds a step (after a first one where it is not the only one), greatest resident memory, that above what the process held before the step, and the share of head and
-loss in the step.
+one that does not fit is a row that says so. A row: case, volumes a pass, processor seconds and seconds a step (after a
+first one where it is not the only one), greatest resident memory, that above what the process held before the step, and
+the share of head and loss in the step.
 """
 
 from __future__ import annotations
