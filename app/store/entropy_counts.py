@@ -43,12 +43,10 @@ WITH scan AS (
     SELECT person_id, date_trunc('second', index_time) AS index_time, date_trunc('second', follow_up_end) AS ends
     FROM label.cohort_member WHERE cohort_id = %(cohort_id)s AND split = 'train' AND eligible
 ), had AS (
-    SELECT e.source_concept_id AS concept_id, e.person_id, bool_or(EXISTS (
-               SELECT FROM scan s WHERE s.person_id = e.person_id
-               AND date_trunc('second', e.time) > s.index_time AND date_trunc('second', e.time) <= s.ends)) AS after
-    FROM omop.event e
-    WHERE e.person_id IN (SELECT person_id FROM scan) AND e.source_concept_id <> ALL (%(standard)s::int[])
-      AND e.source_concept_id <> 0 GROUP BY 1, 2
+    SELECT e.source_concept_id AS concept_id, e.person_id,
+           bool_or(date_trunc('second', e.time) > s.index_time AND date_trunc('second', e.time) <= s.ends) AS after
+    FROM omop.event e JOIN scan s USING (person_id)
+    WHERE e.source_concept_id <> ALL (%(standard)s::int[]) AND e.source_concept_id <> 0 GROUP BY 1, 2
 )
 SELECT concept_id, count(*), count(*) FILTER (WHERE after)
 FROM had JOIN omop.concept USING (concept_id) GROUP BY 1 ORDER BY 1

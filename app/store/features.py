@@ -71,17 +71,23 @@ FROM (
 ) l
 """
 
-_CHOSEN_COLUMNS = f"m.cohort_member_id, {CODED.format(time='e.time', date_only='e.date_only')}"
-_CHOSEN_ROWS = "member m JOIN omop.event e USING (person_id)"
 _IS_FEATURE = f"""
 {_EVENT_BEFORE} AND {{events}}
   AND NOT (e.domain = 'c' AND e.visit_occurrence_id IS NOT NULL
            AND (m.cohort_member_id, e.visit_occurrence_id) IN (SELECT cohort_member_id, visit_occurrence_id FROM open))
 """
-_CHOSEN = f"WITH {_OPEN} SELECT {_CHOSEN_COLUMNS} FROM {_CHOSEN_ROWS} WHERE {{condition}} AND {_IS_FEATURE}"
-_CHOSEN_BY_CODES = (
-    f"{coded_outcomes.CODES}, {_OPEN} {coded_outcomes.matches(_CHOSEN_COLUMNS, _CHOSEN_ROWS, _IS_FEATURE)}"
-)
+
+_CHOSEN = f"""
+WITH {_OPEN}
+SELECT m.cohort_member_id, {CODED.format(time="e.time", date_only="e.date_only")}
+FROM member m JOIN omop.event e USING (person_id) WHERE {{condition}} AND {_IS_FEATURE}
+"""
+
+_CHOSEN_BY_CODES = f"""
+WITH {_OPEN}
+SELECT m.cohort_member_id, {coded_outcomes.PACKED} FROM member m JOIN omop.event e USING (person_id)
+WHERE {coded_outcomes.IS_ASKED} AND {_IS_FEATURE} GROUP BY 1
+"""
 
 _AS_THEY_ARE = {"stop": _STOP, "visits": "true", "events": "true"}
 _TAKEN_AWAY = {
@@ -111,10 +117,9 @@ def chosen_before(definition: Mapping[str, Any], *, truncated: bool = False) -> 
     return _CHOSEN.format(condition=condition, **source), parameters(task) | values
 
 
-def chosen_by_codes(definitions: coded_outcomes.Definitions, *, truncated: bool = False) -> tuple[str, dict[str, Any]]:
-    """The same of all tasks that codes alone tell, with positions: (cohort_member_id, coded time, position)."""
-    source = _TAKEN_AWAY if truncated else _AS_THEY_ARE
-    return _CHOSEN_BY_CODES.format(**source), coded_outcomes.parameters(definitions)
+def chosen_by_codes(*, truncated: bool = False) -> str:
+    """The same of all tasks that concepts and source codes alone tell: (cohort_member_id, packed rows)."""
+    return _CHOSEN_BY_CODES.format(**(_TAKEN_AWAY if truncated else _AS_THEY_ARE))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -99,7 +99,7 @@ def read(work: InlineWork) -> dict[str, Any]:
     """The newest label set as what a training draws its batches from."""
     import numpy as np
 
-    from ml.targets import TteTargets
+    from ml.tte_targets import TteTargets
     from workers import bridge
 
     with work.connect() as connection:

@@ -133,19 +133,23 @@ def test_statements_do_not_grow_with_tasks(engine: Engine, work: Make, filled: N
     many = [spec(f"{a}{b}{n}", source_codes=[f"ICD10CM/c{a}", f"ICD10CM/c{b}"], start_days=n)
             for a in SOURCES for b in SOURCES if a < b for n in range(20)]  # fmt: skip
     tasks.build(work(name="t", cohort="c", specs=many))
-    asked = []
+    asked: list[object] = []
     with engine.connect() as connection:
         cohort_id, every = found(connection)
         assert len(every.by_statement) == 200
-        cursor = bridge.binary_cursor(connection)
-        kind = type(cursor)
-        plain = kind.execute
-
-        def count(self: object, *args: object, **more: object) -> object:
-            asked.append(args[0])
-            return plain(self, *args, **more)
-
+        kind = type(bridge.binary_cursor(connection))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kind, "execute", count)
+            for name in ("execute", "stream"):
+                patch.setattr(kind, name, counted(getattr(kind, name), asked))
             events = labelling.read_statement_events(connection, cohort_id, every)
-    assert len(asked) == 1 and len(np.unique(events.concept)) > 150
+    assert len(asked) == 2 and len(np.unique(events.concept)) > 150
+
+
+def counted(method: Callable[..., object], asked: list[object]) -> Callable[..., object]:
+    """The method, its statements noted."""
+
+    def noted(*args: object, **more: object) -> object:
+        asked.append(args[1])
+        return method(*args, **more)
+
+    return noted

@@ -18,7 +18,7 @@ from app.store import features as store
 from app.tasks.spec import TaskSpec
 from ml.features import Events
 from ml.labelling import ConceptTasks
-from workers.bridge import Members, binary_cursor
+from workers.bridge import Members, binary_cursor, coded
 from workers.bridge import labelling as bridge
 
 if TYPE_CHECKING:
@@ -106,10 +106,9 @@ def _chosen_rows(
     """(place, coded time, concept) of the rows of tasks that concepts alone do not describe."""
     together, apart = coded_outcomes.split(tasks.by_statement)
     if together:
-        statement, values = store.chosen_by_codes(together, truncated=truncated)
-        found = binary_cursor(connection).execute(statement, values | {"cohort_id": cohort_id}).fetchall()
-        rows = np.array(found, np.int64).reshape(-1, 3)
-        yield np.searchsorted(members.member, rows[:, 0]), rows[:, 1], -1 - rows[:, 2]
+        statement = store.chosen_by_codes(truncated=truncated)
+        for member, time, positions in coded.read_rows(connection, statement, together, {"cohort_id": cohort_id}):
+            yield np.searchsorted(members.member, member), time, -1 - positions
     by_visits = {}
     for position, definition in apart.items():
         if not TaskSpec.from_dict({k: v for k, v in definition.items() if k != "resolved"}).by_codes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.store import coded_outcomes, outcomes
 from ml.labelling import DAY_SECONDS, STATUSES, ConceptTasks, MemberRows, TaskRules
-from workers.bridge import SPLITS, binary_cursor
+from workers.bridge import SPLITS, binary_cursor, coded
 from workers.bridge.labelling import LabelMembers, LabelTasks, StatementEvents, packed_array
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def read_meaning(
     positions, concepts = [concept_tasks.task[plain].astype(np.int64)], [concept[plain]]
     together, apart = coded_outcomes.split(tasks.by_statement)
     if together:
-        values = coded_outcomes.parameters(together)
-        rows = binary_cursor(connection).execute(coded_outcomes.MEANING, values).fetchall()
-        of_codes = np.array(rows, np.int64).reshape(-1, 2)
+        of_codes = np.unique(coded.read_codes(connection, together)[:, :2], axis=0)
         positions.append(of_codes[:, 0])
         concepts.append(of_codes[:, 1])
     for position, definition in apart.items():

@@ -22,7 +22,7 @@ from ml.labelling import (
     SparseLabels,
     TaskRules,
 )
-from workers.bridge import SPLITS, binary_cursor
+from workers.bridge import SPLITS, binary_cursor, coded
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -139,19 +139,18 @@ def read_statement_events(
     """Rows of the tasks that concepts alone do not describe, among the persons of a cohort (from one to another)."""
     who = {"cohort_id": cohort_id, "from_person": persons[0], "to_person": persons[1]}
     together, apart = coded_outcomes.split(tasks.by_statement)
-    found = [_rows_of_codes(connection, together, who)] if together else []
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    if together:
+        blocks = coded.read_rows(connection, coded_outcomes.ROWS, together, who)
+        found += [_ordered(person, _keys(time, task)) for person, time, task in blocks]
     for position, definition in apart.items():
         statement, values = outcomes.statement(definition)
         rows = binary_cursor(connection).execute(statement, values | who).fetchall()
         pairs = np.array(rows, np.int64).reshape(-1, 2)
         found.append((pairs[:, 0], _keys(pairs[:, 1], np.full(len(pairs), position))))
-    empty = np.zeros(0, np.int64)
-    person, key = (np.concatenate([empty, *(part[n] for part in found)]) for n in range(2))
-    order = np.lexsort((key, person))
-    person, key = person[order], key[order]
-    first = (np.diff(person, prepend=0) != 0) | (np.diff(key, prepend=0) != 0)
-    first[:1] = True
-    person, key = person[first], key[first]
+    person, key = (np.concatenate([part[n] for part in found]) for n in range(2))
+    if apart:
+        person, key = _ordered(person, key)
     return StatementEvents(
         person=person,
         time=key >> _POSITION_BITS,
@@ -164,23 +163,17 @@ _LAST_POSITION = (1 << _POSITION_BITS) - 1
 
 
 def _keys(time: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Coded times (47 bits reach beyond Postgres's calendar) and positions as numbers in the order of events."""
+    """Coded times (48 bits hold all that Postgres has) and positions as numbers in the order of events."""
     return (time << _POSITION_BITS) + (_LAST_POSITION - position)
 
 
-_CODED_ROW = np.dtype([("time", ">i8"), ("position", ">i2")])
-
-
-def _rows_of_codes(
-    connection: Connection, definitions: coded_outcomes.Definitions, who: dict[str, Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Persons and keys of the rows of tasks that concepts and source codes alone tell."""
-    values = coded_outcomes.parameters(definitions) | who
-    found = binary_cursor(connection).execute(coded_outcomes.statement(), values).fetchall()
-    rows = np.frombuffer(b"".join(row[1] for row in found), _CODED_ROW)
-    counts = [len(row[1]) // _CODED_ROW.itemsize for row in found]
-    person = np.repeat(np.array([row[0] for row in found], np.int64), counts)
-    return person, _keys(rows["time"].astype(np.int64), rows["position"].astype(np.int64))
+def _ordered(person: NDArray[np.int64], key: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Persons and keys ascending, each pair once."""
+    order = np.lexsort((key, person))
+    person, key = person[order], key[order]
+    first = np.ones(len(key), np.bool_)
+    first[1:] = (np.diff(person) != 0) | (np.diff(key) != 0)
+    return person[first], key[first]
 
 
 _LABEL_MEMBERS = f"""

@@ -41,7 +41,8 @@ def had(engine: Engine) -> list[tuple[int, dt.datetime, int, int]]:
         for person in range(1, 101):
             records.person(person, split="train" if person <= 80 else "test")
             records.period(person, "2010-01-01", END)
-            records.scan(person, INDEX)
+            for index in indexes(person):
+                records.scan(person, index)
             for _ in range(draw.randint(0, 4)):
                 source = draw.choice([FINE, FINE, COARSE, LOCAL, ALONE, 0, STANDARD, 777])
                 concept = 0 if source in (LOCAL, ALONE, 777) else STANDARD
@@ -52,6 +53,11 @@ def had(engine: Engine) -> list[tuple[int, dt.datetime, int, int]]:
     return events
 
 
+def indexes(person: int) -> list[dt.datetime]:
+    """Each fifth person was scanned before, too."""
+    return [INDEX - dt.timedelta(days=20), INDEX] if person % 5 == 0 else [INDEX]
+
+
 def by_hand(had: list[tuple[int, dt.datetime, int, int]]) -> dict[int, tuple[int, int, int]]:
     """Concept → train persons with it, those after the index, those of its parent."""
     found = {}
@@ -60,7 +66,7 @@ def by_hand(had: list[tuple[int, dt.datetime, int, int]]) -> dict[int, tuple[int
     holders = {row[0] for row in train if row[2] == STANDARD}
     for source in (FINE, COARSE, LOCAL, ALONE):
         mine = [row for row in train if row[3] == source]
-        after = {person for person, time, _, _ in mine if INDEX < time < end}
+        after = {person for person, time, _, _ in mine if indexes(person)[0] < time < end}
         base = {STANDARD: len(holders), 99: 0, None: 80}[MAPS.get(source)]
         found[source] = len({row[0] for row in mine}), len(after), base
     return found
