@@ -25,6 +25,8 @@ from app.loading.images_header import (
     Header,
     Unreadable,
     parse_moment,
+    stamp,
+    written,
 )
 
 UNEVEN = 0.01
@@ -70,7 +72,7 @@ FAULTS = ("damaged_file", "header_too_large", "header_crashed", "header_timeout"
 
 Image = dict[str, Any]
 """Attributes of one image by keyword, those that have a value: text, float or list of float; beside them `file`,
-`syntax` (its transfer syntax) and `bytes_left` (what follows the header in the file)."""
+`syntax` (its transfer syntax), `bytes_left` (what follows the header in the file) and `written`."""
 
 
 def series_files(path: Path) -> list[Path]:
@@ -129,7 +131,7 @@ def describe(found: list[Image], reasons: list[str]) -> Header:
         patient=first.get("PatientID"),
         identity=_identity(first),
         reasons=tuple(dict.fromkeys(reasons)),
-        details=_details(first),
+        details=_details(first) | stamp((image["file"], image["written"]) for image in images),
         **facts,
     )
 
@@ -151,7 +153,8 @@ def read_images(file: Path) -> list[Image]:
     try:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            data, size = os.read(descriptor, FEW_BYTES), os.fstat(descriptor).st_size
+            data, status = os.read(descriptor, FEW_BYTES), os.fstat(descriptor)
+            size = status.st_size
             found = scan(data, size, _wanted())
             if found is None and len(data) == FEW_BYTES:  # longer than most, or of another kind
                 found = scan(data + os.read(descriptor, FIRST_BYTES - FEW_BYTES), size, _wanted())
@@ -165,6 +168,7 @@ def read_images(file: Path) -> list[Image]:
         raise Unreadable("empty_file")
     images = [found | {"file": file.name}] if found is not None else _read_slowly(file)
     for image in images:
+        image["written"] = written(status)
         image["is_localizer"] = "LOCALIZER" in image.get("ImageType", "").split("\\")
     return images
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +46,8 @@ REASONS: Mapping[str, str] = {
 }
 """Reason → the verdict it leads to; the worst of a scan's reasons is its verdict."""
 
+STAMP = "stamp"
+"""Key, among the details of a scan, of what tells that its files are the same ones as before."""
 MIN_SLICES = 5
 """Fewer are too few to be a volume of the chest."""
 
@@ -96,6 +100,17 @@ class Header:
         """ok, suspect or unusable."""
         worst = {REASONS[reason] for reason in self.reasons}
         return "unusable" if "unusable" in worst else "suspect" if worst else "ok"
+
+
+def written(status: os.stat_result) -> str:
+    """What changes when a file is written to: its size, and when that was."""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def stamp(files: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What tells that the files of a series, (name, `written`) each, are the same ones as before."""
+    told = "\0".join(f"{name}\0{when}" for name, when in sorted(set(files)))
+    return {STAMP: hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:32]}
 
 
 def acquired(at: dt.datetime, source: str) -> Acquired:

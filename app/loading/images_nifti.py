@@ -18,6 +18,8 @@ from app.loading.images_header import (
     Header,
     Unreadable,
     parse_moment,
+    stamp,
+    written,
 )
 from app.loading.simulate_phantom import DESCRIPTION
 
@@ -88,7 +90,9 @@ def read_nifti(path: Path) -> Header:
         hu_state=state,
         reasons=tuple(reasons),
         simulated=simulated,
-        details={"type": str(dtype), "slope": float(slope), "intercept": float(inter)} | _sidecar_details(facts),
+        details={"type": str(dtype), "slope": float(slope), "intercept": float(inter)}
+        | _sidecar_details(facts)
+        | stamp([(path.name, written(path.stat()))]),
         **_sidecar_fields(facts),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError
+from app.loading.images_header import STAMP
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -20,7 +21,7 @@ KEY = ("person_id", "acquired_at", "image_key")
 GONE = "gone_from_source"
 """Reason of a scan that its source no longer has."""
 CONTENT = ("root", "path", "format", "rows", "columns", "slices", "spacing_mm")
-"""Where one of these changes, the digest of the voxels is no longer known."""
+"""Where one of these, or the stamp of the files, changes, the digest of the voxels is no longer known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +197,8 @@ def put(connection: Connection, load_id: int, rows: Iterable[Sequence[Any]]) -> 
         text(
             f"INSERT INTO omop.image_occurrence AS i ({names}, load_id) SELECT {names}, :load_id FROM incoming_image "
             f"ON CONFLICT (person_id, acquired_at, image_key) DO UPDATE SET {updates}, "
-            f"sha256 = CASE WHEN ({old}) IS NOT DISTINCT FROM ({new}) THEN i.sha256 END"
+            f"sha256 = CASE WHEN ({old}) IS NOT DISTINCT FROM ({new}) "
+            f"AND coalesce(i.details ->> '{STAMP}' = excluded.details ->> '{STAMP}', true) THEN i.sha256 END"
         ),
         {"load_id": load_id},
     )

@@ -184,6 +184,29 @@ def test_a_changed_scan_keeps_its_key_and_loses_the_digest_of_its_voxels(
     assert (bytes(before["sha256"]), after["sha256"]) == (b"\x01", None)
 
 
+def test_other_voxels_of_the_same_geometry_lose_the_digest_and_no_others_do(
+    engine: Engine, work: Make, folder: Path
+) -> None:
+    add_persons(engine, [1, 2])
+    manifest = write_manifest(folder / "m.csv", "1,2015-02-03T10:11:12,a/one.nii.gz", "2,2016-02-03,b")
+    load(work(path=str(manifest)))
+    know = "UPDATE omop.image_occurrence SET sha256 = '\\x01'"
+    for changed, lost in (
+        (folder / "a" / "one.nii.gz", [True, False]),
+        (next((folder / "b").iterdir()), [False, True]),
+    ):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(know)
+        changed.write_bytes(changed.read_bytes())
+        assert not load(work(path=str(manifest)))["unchanged"]
+        assert [row["sha256"] is None for row in query(engine, IMAGES)] == lost
+    with engine.begin() as connection:  # as rows from before stamps were kept
+        connection.exec_driver_sql(f"{know}, details = details - 'stamp'")
+        connection.exec_driver_sql("UPDATE ops.load SET content_sha256 = '' WHERE kind = 'images'")
+    load(work(path=str(manifest)))
+    assert [row["sha256"] is None for row in query(engine, IMAGES)] == [False, False]
+
+
 def test_a_load_that_would_take_scans_away_stops_unless_told_to(
     engine: Engine, work: Make, folder: Path, tmp_path: Path
 ) -> None:
