@@ -1,4 +1,4 @@
-"""`lachesis plot …`: figures of labels and cohorts as files, or their numbers as CSV."""
+"""`lachesis plot …`: figures of labels, cohorts and trainings as files, or their numbers as CSV."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Output = Annotated[
 AsCsv = Annotated[bool, typer.Option("--csv", help="The numbers on stdout, no figure.")]
 Labels = Annotated[str, typer.Argument(help="Label set: NAME, or NAME@2 for an earlier version.")]
 
-plot = typer.Typer(no_args_is_help=True, help="Draw labels and cohorts.", rich_markup_mode=None)
+plot = typer.Typer(no_args_is_help=True, help="Draw labels, cohorts and trainings.", rich_markup_mode=None)
 
 Asked = tuple[list[dict[str, Any]], Callable[[], Any]]
 """Rows for CSV, and what draws them."""
@@ -112,6 +112,33 @@ def incidence(
         return found, lambda: figure("incidence", task.replace("_", " "), curves)
 
     make(ask, f"incidence-{labels}-{task}", output, csv=csv)
+
+
+@plot.command("curves")
+def curves(
+    checkpoints: Annotated[list[str], typer.Argument(help="Checkpoints whose trainings are meant, also unfinished.")],
+    output: Output = None,
+    csv: AsCsv = False,
+) -> None:
+    """Loss on train and tuning, gain over the null model and the probe's C by epoch; several trainings on one figure.
+
+    Examples:
+      lachesis plot curves tiny-tte -o curves.png
+      lachesis plot curves tiny-tte tiny-mtl @champion --csv > curves.csv
+    """
+    from app.store.curves import read
+
+    def ask(connection: Connection) -> Asked:
+        found = read(connection, checkpoints)
+
+        def draw() -> Any:
+            from app.report.curve_figures import curves as drawn
+
+            return drawn(found)
+
+        return found, draw
+
+    make(ask, f"curves-{checkpoints[0].lstrip('@')}", output, csv=csv)
 
 
 def figure(name: str, *args: Any) -> Any:
