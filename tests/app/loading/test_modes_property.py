@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
@@ -145,13 +146,29 @@ def state(engine: Engine) -> list[Any]:
     return [rows(engine, statement) for statement in SHOWN]
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+often = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+Deliveries = list[tuple[str, Whole, dict[str, set[int]]]]
+
+
+@settings(often, max_examples=8)
 @given(first=tables(whole=True), later=st.lists(delivery(), min_size=1, max_size=4))
 def test_any_sequence_of_deliveries_ends_as_the_whole_extract_does(
-    first: Whole, later: list[tuple[str, Whole, dict[str, set[int]]]], work: Make, engine: Engine
+    first: Whole, later: Deliveries, work: Make, engine: Engine
 ) -> None:
+    check_deliveries(first, later, work, engine)
+
+
+@pytest.mark.long
+@settings(often, max_examples=200)
+@given(first=tables(whole=True), later=st.lists(delivery(), min_size=1, max_size=4))
+def test_hundreds_of_sequences_of_deliveries_end_as_the_whole_extract_does(
+    first: Whole, later: Deliveries, work: Make, engine: Engine
+) -> None:
+    check_deliveries(first, later, work, engine)
+
+
+def check_deliveries(first: Whole, later: Deliveries, work: Make, engine: Engine) -> None:
+    """Deliver one after the other, and the whole of it at once: the same is shown, and the books agree."""
     folder = Path(tempfile.mkdtemp())
     try:
         with engine.begin() as connection:
