@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PASSING = ("took longer", "crashed", "a mask", "scaling=minmax")
 """Words of reasons that say nothing of the scan by itself: a slow disk, too little memory, a mask that is missing."""
+MOST_NAMED, MOST_LOGGED = 20, 200
+"""Scans that a result names, and those that a log does."""
 NOTE_SECONDS = 5.0
 """Between two words of a lease."""
 MAX_UNREADABLE, FEW = 0.05, 10
@@ -60,12 +62,19 @@ class ScanVolumes:
         return replace(self, cached=cached, failed=failed)
 
     def failures(self) -> dict[str, Any]:
-        """For a job's result: how many scans were set aside, why, and some of them."""
+        """For a job's result: how many scans were set aside, why, and some of them with their reasons."""
         return {
             "num_failed": len(self.failed),
             "failed_by_reason": dict(Counter(self.failed.values()).most_common(10)),
-            "failed_scans": sorted(self.failed)[:20],
+            "failed_scans": {str(image): self.failed[image] for image in sorted(self.failed)[:MOST_NAMED]},
         }
+
+    def log_failures(self, work: Work) -> None:
+        """A line a scan that was set aside, so that none has to be looked for; of very many the first."""
+        for image in sorted(self.failed)[:MOST_LOGGED]:
+            work.log(f"scan {image} (image_occurrence_id) is set aside: {self.failed[image]}")
+        if len(self.failed) > MOST_LOGGED:
+            work.log(f"{len(self.failed) - MOST_LOGGED:,} more scans are set aside")
 
 
 def permuted_images(members: Members, seed: int) -> dict[int, int]:
@@ -102,6 +111,7 @@ def prepare(work: Work, recipe: Recipe, scans: Sequence[Scan]) -> ScanVolumes:
         lease=lease,
         num_made=sum(isinstance(found[source], Cached) for source in missing),
     )
+    volumes.log_failures(work)
     _note_unreadable(work, volumes, scans)
     _refuse_too_many(volumes, scans)
     _note_contents(work, volumes)
@@ -177,7 +187,7 @@ def _refuse_too_many(volumes: ScanVolumes, scans: Sequence[Scan]) -> None:
         reason, count = Counter(failed.values()).most_common(1)[0]
         raise InputError(
             f"Expected at most {limit} unreadable volumes of {total}, got {len(failed)}; "
-            f"the most frequent reason ({count}): {reason}"
+            f"the most frequent reason ({count}; the job's log names each scan and its reason): {reason}"
         )
 
 

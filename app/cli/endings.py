@@ -37,7 +37,7 @@ def ending(kind: str, result: dict[str, Any]) -> str:
     if isinstance(asked, int) and asked > result.get("tasks", asked):
         sentence += f"; warning: {asked:,} were asked for, no more concepts have enough events after a train scan"
     failed = result.get("num_failed")
-    return f"{sentence}; {failed:,} scans cannot be read" if failed else sentence
+    return f"{sentence}; {failed:,} scans cannot be read (its log says why of each)" if failed else sentence
 
 
 def plain(result: dict[str, Any]) -> str:

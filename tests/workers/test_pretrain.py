@@ -132,10 +132,14 @@ def test_a_shuffled_checkpoint_embeds_the_volumes_of_others_inside_the_split(
     assert (true == shuffled).all(1).mean() < 0.2
 
 
-def test_an_unreadable_scan_is_set_aside_and_counted(work: Work, engine: Engine, cohort: SmallCohort) -> None:
+def test_an_unreadable_scan_is_set_aside_and_counted(
+    work: Work, engine: Engine, cohort: SmallCohort, capsys: pytest.CaptureFixture[str]
+) -> None:
     (cohort.folder / "1.nii").write_bytes(b"not a volume")
     result = pretrain(work(arm="tte", name="t", **ARGS))
-    assert (result["num_failed"], result["failed_scans"]) == (1, [cohort.images[1]])
+    assert (result["num_failed"], list(result["failed_scans"])) == (1, [str(cohort.images[1])])
+    reason = result["failed_scans"][str(cohort.images[1])]
+    assert f"scan {cohort.images[1]} (image_occurrence_id) is set aside: {reason}\n" in capsys.readouterr().err
     embedded = embed(work(checkpoint="t", cohort="chest"))
     assert (embedded["num_scans"], embedded["num_failed"]) == (59, 1)
     assert str(cohort.folder) not in str(result) + str(embedded), "paths of scans stay out of results"
