@@ -213,11 +213,12 @@ def _canonical(decoded: Decoded) -> Canonical:
 def _check_hounsfield(hu: NDArray[np.int16]) -> None:
     lowest, highest = int(hu.min()), int(hu.max())
     if lowest == highest:
-        raise Unreadable(f"Expected a scan, got {lowest} in every voxel.")
+        raise Unreadable(f"Expected a scan, got {lowest} in every voxel; export it again.")
     if lowest >= 0 or highest < -500:
+        guess = "was its rescale left out" if lowest >= 0 else "was its rescale applied twice"
         raise Unreadable(
             f"Expected Hounsfield units, which hold air or fat and tissue, got values from {lowest} to {highest}; "
-            "rescale the scan."
+            f"{guess}? Convert the scan again."
         )
     if highest - lowest > WIDEST_RANGE_HU:
         sample = hu.ravel()[:: max(1, hu.size // 100_000)]
@@ -225,7 +226,7 @@ def _check_hounsfield(hu: NDArray[np.int16]) -> None:
         if high - low > WIDEST_RANGE_HU:
             raise Unreadable(
                 f"Expected Hounsfield units, got values that span {high - low:.0f} between their 1st and 99th "
-                "percentile; rescale the scan."
+                "percentile; was its rescale wrong? Convert the scan again."
             )
 
 

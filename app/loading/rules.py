@@ -263,6 +263,7 @@ FLAGS: Mapping[str, Explained] = {
     "unreadable_voxels": Explained(
         "voxels that could not be read, though the header could",
         "The log of the job that read them says why of each (lachesis logs JOB); mend the series, then load it again.",
+    ),
     "no_ct_or_visit_that_day": Explained(
         "scans on whose day their person has neither a CT procedure nor a visit",
         "Where most are, records and scans were moved by different offsets: ask for one date shift for both.",
