@@ -79,7 +79,7 @@ def _checkpoint(name: str, *, force: bool, dry_run: bool, as_json: bool) -> None
         typer.echo(jsonlib.dumps(found))
         return
     stops = f" with {found['stops']} stops on the way" if found["stops"] else ""
-    means = f"; the name means {found['name_means']}" if found["name_means"] else ""
+    means = f"; the name means {found['name_means']}" if found["is_final"] and found["name_means"] else ""
     typer.echo(f"{_said(found)}{stops}, {in_words(found['bytes'])}{means}")
 
 

@@ -185,6 +185,7 @@ def remove(connection: Connection, given: str, *, force: bool, dry_run: bool) ->
     result = {
         "removed": meant.said,
         "checkpoints": meant.ids,
+        "is_final": meant.is_final,
         "stops": meant.stops,
         "rested_on_it": [what for what, _ in rows],
         "name_means": None if left is None else f"{meant.name}, checkpoint {left}",
