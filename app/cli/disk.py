@@ -178,7 +178,9 @@ def _object(items: list[Item], *, removed: bool) -> dict[str, Any]:
     return {
         "removed": removed,
         "bytes": sum(item.size for item in items),
-        "items": [{key: value for key, value in asdict(item).items() if key != "key"} for item in items],
+        "items": [
+            {key: value for key, value in asdict(item).items() if key in ("kind", "name", "size")} for item in items
+        ],
     }
 
 

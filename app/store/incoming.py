@@ -136,3 +136,31 @@ def move(connection: Connection, place: Place, width: int) -> int:
     lock(connection, place)
     counts = [connection.execute(text(statement), place.values | {"width": width}).rowcount for statement in _MOVE]
     return int(counts[-1])
+
+
+_WITHOUT_JOB = f"""
+SELECT i.checkpoint_id, i.cohort_id, k.name || ' on ' || c.name || '@' || c.version AS name,
+       sum(pg_column_size(i)) AS bytes
+FROM {TABLE} i JOIN model.checkpoint k USING (checkpoint_id) JOIN label.cohort c ON c.cohort_id = i.cohort_id
+WHERE NOT EXISTS (SELECT FROM ops.job WHERE kind = 'embed' AND state IN ('queued', 'running', 'retry_wait'))
+GROUP BY 1, 2, 3 ORDER BY 1, 2
+"""
+
+
+def without_job(connection: Connection) -> list[tuple[Place, str, int]]:
+    """What waits here though no job embeds: whose, in words, bytes."""
+    from sqlalchemy import text
+
+    rows = connection.execute(text(_WITHOUT_JOB))
+    return [(Place(row.checkpoint_id, row.cohort_id), row.name, int(row.bytes)) for row in rows]
+
+
+def remove_without_job(connection: Connection, place: Place) -> bool:
+    """Delete what waits here, unless a job embeds by now; a job makes it again from the exact numbers."""
+    from sqlalchemy import text
+
+    lock(connection, place)
+    if place not in [one for one, _, _ in without_job(connection)]:
+        return False
+    statement = f"DELETE FROM {TABLE} WHERE checkpoint_id = :checkpoint AND cohort_id = :cohort"
+    return connection.execute(text(statement), place.values).rowcount > 0

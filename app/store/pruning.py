@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InputError
 from app.store import artifacts, named_files
 from app.store.cache_room import CacheRoom, folder
+from app.store.incoming import Place, remove_without_job, without_job
 from app.store.places import place
 from app.store.removing_checkpoints import drop_embeddings
 from app.store.runs import runs_folder
@@ -30,6 +31,7 @@ KINDS = {
     "unfinished": "files that killed processes left half-written",
     "attempts": "files that attempts at ended jobs left on this host",
     "volumes": "cached volumes that were not used for long",
+    "incoming": "vectors on their way to be embeddings, of jobs that have ended",
     "embeddings": "embeddings whose checkpoint is gone",
 }
 """What may go, in words."""
@@ -60,6 +62,8 @@ class Item:
     """Bytes."""
     key: int = 0
     """Of the job or checkpoint."""
+    cohort: int = 0
+    """Of vectors on their way."""
 
 
 def look(connection: Connection, settings: Settings, options: Options) -> list[Item]:
@@ -71,6 +75,7 @@ def look(connection: Connection, settings: Settings, options: Options) -> list[I
         *_unfinished_volumes(settings, options),
         *_attempts(connection, settings, options),
         *_volumes(settings, options),
+        *(Item("incoming", name, size, at.checkpoint_id, at.cohort_id) for at, name, size in without_job(connection)),
         *_embeddings(connection),  # last, for others who read embeddings all the time may keep them
     ]
 
@@ -218,6 +223,11 @@ def _take_embeddings(engine: Engine, settings: Settings, options: Options, item:
     return True
 
 
+def _take_incoming(engine: Engine, settings: Settings, options: Options, item: Item) -> bool:
+    with engine.begin() as connection:
+        return remove_without_job(connection, Place(item.key, item.cohort))
+
+
 def _take_file(engine: Engine, settings: Settings, options: Options, item: Item) -> bool:
     with engine.connect() as connection:
         return bool(named_files.remove(connection, settings, [item.name]))
@@ -253,4 +263,5 @@ _TAKE: dict[str, Any] = {
     "unfinished": _take_unfinished,
     "attempts": _take_attempt,
     "volumes": _take_volumes,
+    "incoming": _take_incoming,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,17 +158,14 @@ def remove(connection: Connection, given: str, *, force: bool, dry_run: bool) ->
 
     meant = find(connection, given)
     values = {"ids": meant.ids}
+    rows = _refuse_held(connection, meant, force=force)
     if not dry_run:  # who embeds by it has ended, or begins when it is gone
-        for checkpoint_id in meant.ids:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock, :id)"), {"lock": LOCK, "id": checkpoint_id})
-        connection.execute(text("SELECT FROM model.checkpoint WHERE checkpoint_id = ANY(:ids) FOR UPDATE"), values)
-    rows = resting(connection, meant.ids)
-    held = [what for what, always in rows if always or not force]
-    if held:
-        shown = ", ".join(held[:10]) + (f" and {len(held) - 10} more" if len(held) > 10 else "")
-        always = any(always for _, always in rows)
-        way = "it stays as long as they do" if always else "--force removes them with it"
-        raise InputError(f"Expected nothing to rest on {meant.said}, found {shown}; {way}.")
+        with _in_peace(connection):
+            for checkpoint_id in meant.ids:
+                lock = {"lock": LOCK, "id": checkpoint_id}
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock, :id)"), lock)
+            connection.execute(text("SELECT FROM model.checkpoint WHERE checkpoint_id = ANY(:ids) FOR UPDATE"), values)
+        rows = _refuse_held(connection, meant, force=force)
     files = connection.execute(
         text(
             "SELECT path, num_bytes FROM model.checkpoint WHERE checkpoint_id = ANY(:ids) "
@@ -197,6 +195,18 @@ def remove(connection: Connection, given: str, *, force: bool, dry_run: bool) ->
     return result, [row.path for row in files]
 
 
+def _refuse_held(connection: Connection, meant: Meant, *, force: bool) -> list[tuple[str, bool]]:
+    """What rests on it and would go with it. Raises InputError where something holds it."""
+    rows = resting(connection, meant.ids)
+    held = [what for what, always in rows if always or not force]
+    if held:
+        shown = ", ".join(held[:10]) + (f" and {len(held) - 10} more" if len(held) > 10 else "")
+        always = any(always for _, always in rows)
+        way = "it stays as long as they do" if always else "--force removes them with it"
+        raise InputError(f"Expected nothing to rest on {meant.said}, found {shown}; {way}.")
+    return rows
+
+
 def _delete(connection: Connection, ids: Sequence[int]) -> None:
     from sqlalchemy import text
 
@@ -216,16 +226,25 @@ def _delete(connection: Connection, ids: Sequence[int]) -> None:
 def drop_embeddings(connection: Connection, ids: Sequence[int]) -> None:
     """Drop the partitions of checkpoints that are gone. Raises InputError where others read embeddings all the time."""
     from sqlalchemy import text
+
+    with _in_peace(connection):
+        for checkpoint_id in ids:
+            connection.execute(text("SELECT model.drop_embedding_partition(:id)"), {"id": checkpoint_id})
+
+
+@contextmanager
+def _in_peace(connection: Connection) -> Iterator[None]:
+    """Wait for others for a while only. Raises InputError where that is too short, or each waits for the other."""
+    from sqlalchemy import text
     from sqlalchemy.exc import OperationalError
 
     connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_SECONDS}s'"))
     try:
-        for checkpoint_id in ids:
-            connection.execute(text("SELECT model.drop_embedding_partition(:id)"), {"id": checkpoint_id})
+        yield
     except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) != "55P03":
+        if getattr(error.orig, "sqlstate", None) not in ("55P03", "40P01"):
             raise
         raise InputError(
-            f"Expected nobody to read embeddings for a moment, others did for {WAIT_SECONDS} seconds; nothing was "
+            f"Expected nobody to use these embeddings for a moment, others did for {WAIT_SECONDS} seconds; nothing was "
             "removed, try it again."
         ) from None

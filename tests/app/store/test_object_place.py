@@ -11,13 +11,15 @@ from typing import Any
 
 import boto3
 import pytest
+from sqlalchemy import Engine, text
 
 from app.errors import ArtifactsAway, StoreError
 from app.settings import Settings
-from app.store import artifacts, object_place
+from app.store import artifacts, disk, named_files, object_place, pruning
 from app.store.object_place import ObjectPlace
 from app.store.places import digest_of, place
 from tests.bucket import Bucket, serving
+from tests.migrations.rows import add_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,25 @@ def test_a_removed_file_is_gone_from_the_bucket_and_from_this_host(stored: Setti
     assert place(stored).remove(key)
     assert not artifacts.is_kept(stored, key) and "Contents" not in client.list_objects_v2(Bucket="artifacts")
     assert not place(stored).path(key).exists() and not place(stored).remove(key)
+
+
+def test_files_of_a_bucket_that_no_row_names_are_counted_and_pruned(
+    stored: Settings, file: Path, engine: Engine
+) -> None:
+    named, sha256 = artifacts.publish(stored, file, "checkpoints")
+    with engine.begin() as connection:
+        named_files.hold(connection, stored, file, named, sha256)
+        add_checkpoint(connection, "a", 1)
+        connection.execute(text("UPDATE model.checkpoint SET path = :key"), {"key": named})
+    file.write_bytes(b"nobody's")
+    key, _ = artifacts.publish(stored, file, "checkpoints")
+    options = pruning.Options(days=0)
+    with engine.connect() as connection:
+        (kind,) = disk.files(connection, stored)["kinds"]
+        items = pruning.look(connection, stored, options)
+    assert (kind["files"], kind["bytes"], kind["unnamed_bytes"]) == (2, (9 << 20) + 8, 8)
+    assert [(one.kind, one.name) for one in pruning.take(engine, stored, options, items)] == [("files", key)]
+    assert artifacts.is_kept(stored, named) and not artifacts.is_kept(stored, key)
 
 
 def test_copies_that_nobody_read_for_a_month_go_when_another_comes(stored: Settings, file: Path) -> None:

@@ -23,9 +23,10 @@ from app.settings import Settings
 from app.store import artifacts, disk, jobs, named_files, pruning
 from app.store.cache_room import CacheRoom, folder
 from app.store.embeddings import replace_embeddings
+from app.store.incoming import Place, write_block
 from app.store.places import place
 from app.store.pruning import Options
-from tests.migrations.rows import add_checkpoint
+from tests.migrations.rows import add_checkpoint, add_labels
 
 
 def publish(settings: Settings, tmp_path: Path, content: str, *, days: float = 0) -> str:
@@ -217,6 +218,26 @@ def test_partitions_of_embeddings_without_a_checkpoint_go(engine: Engine, settin
             replace_embeddings(connection, checkpoint, np.arange(1, 4), np.ones((3, 4), np.float32))
         connection.execute(text("DELETE FROM model.checkpoint WHERE checkpoint_id = :c"), {"c": one})
     assert take(engine, settings) == [("embeddings", f"embedding_{one}")] and take(engine, settings) == []
+
+
+def test_vectors_that_wait_for_an_embedding_go_where_no_job_embeds(engine: Engine, settings: Settings) -> None:
+    with engine.begin() as connection:
+        add_labels(connection)
+        checkpoint = add_checkpoint(connection, "a", 4)
+        write_block(connection, Place(checkpoint, 1), np.arange(1, 3), ["ab" * 32] * 2, np.ones((2, 4), np.float32))
+        job = jobs.insert(connection, kind="embed", queue="gpu", args={})
+    assert look(engine, settings) == []
+    with engine.begin() as connection:
+        set_state(engine, connection, job, "cancelled")
+        options = Options()
+        items = pruning.look(connection, settings, options)
+    assert [(one.kind, one.name) for one in items] == [("incoming", "a on chest@1")] and items[0].size > 0
+    with engine.begin() as connection:
+        again = jobs.insert(connection, kind="embed", queue="gpu", args={})
+    assert pruning.take(engine, settings, options, items) == []
+    with engine.begin() as connection:
+        set_state(engine, connection, again, "succeeded")
+    assert take(engine, settings) == [("incoming", "a on chest@1")] and take(engine, settings) == []
 
 
 def test_the_sizes_add_up(engine: Engine, settings: Settings, tmp_path: Path) -> None:
