@@ -24,11 +24,15 @@ MOST_HEADER_BYTES = 32 << 20
 """Some hundred thousand tensors; a larger header is a bomb or no header."""
 
 
+class NotFinite(ValueError):
+    """Numbers that nobody could go on from."""
+
+
 def save(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write a file that is whole or absent, and that reads back. Equal content gives an equal file.
 
     Raises:
-        ValueError: a tensor is not finite.
+        NotFinite: a number is not.
         OSError: it cannot be written.
     """
     from safetensors import SafetensorError
@@ -36,7 +40,7 @@ def save(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
 
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"Expected finite numbers in {name}, found others; nothing was saved.")
+            raise NotFinite(f"Expected finite numbers in {name}, found others; nothing was saved.")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ml import checkpoint
 from ml.config import Recipe
 from ml.data import prefetch, threads_for
 from ml.embed import embed, statistics, to_input
+from ml.keeping import Diverged, Keeper, Kept, Observer, Result
 from ml.normalisation import reestimate_statistics
 from ml.parallel import SOLO, World
 from ml.schedules import learning_rate
@@ -27,53 +27,6 @@ PATIENCE = 3
 """Steps in a row that may be skipped because a number is not finite."""
 POINTS = 200
 """Points of a train loss curve, about."""
-MOST_TURNS = 2
-"""How often a run that diverges goes back to its last stop."""
-WRITE_AGAIN, WAIT_SECONDS = 3, 1.0
-"""How often writing a stop is tried again, and how long after."""
-KEEP_SECONDS = 10.0
-KEEP_TIMES = 20.0
-"""A stop on the way is written at the end of an epoch and every 10 seconds, but only after 20 times the seconds that
-writing takes."""
-
-
-class Observer(Protocol):
-    """Who watches a training."""
-
-    def stop(self) -> bool:
-        """True to keep what there is and hand back now; raises to end at once. Asked ahead of each step."""
-        ...
-
-    def progress(self, step: int, total: int, epoch: int) -> None: ...
-
-    def curve(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """A point of the loss curves: train_loss, learning_rate, volumes_per_second; tuning_loss, tuning_gain."""
-        ...
-
-    def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
-        """A stop on the way lies at `file`, to be published; where it is from now on.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        ...
-
-    def alarm(self, message: str) -> None:
-        """Something that training survives and that somebody should know."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """What a training leaves."""
-
-    file: Path | None
-    """None where it was told to stop before the first step."""
-    step: int
-    num_steps: int
-    finished: bool
-    """False where it was told to stop; `file` is a stop on the way then."""
-    validation: dict[str, Any]
 
 
 def pretrain(
@@ -85,9 +38,7 @@ def pretrain(
     observer: Observer,
     facts: Mapping[str, Any],
     weights: Path | None = None,
-    resume: Path | None = None,
-    best: Path | None = None,
-    extends: bool = False,
+    kept: Kept | None = None,
     world: World = SOLO,
 ) -> Result:
     """Train an encoder and its head by AdamW, from the null model on, to the last epoch or the observer's word.
@@ -100,9 +51,7 @@ def pretrain(
         observer: who watches.
         facts: kept in the checkpoint's header.
         weights: to start from, instead of random ones.
-        resume: a stop on the way of this very training.
-        best: its stop that was the best so far.
-        extends: `resume` is the end of a training with fewer epochs, which goes on.
+        kept: stops on the way of this very training, to go on from the last.
         world: which of several ranks this is; the observer of rank 0 alone is asked and told.
 
     Raises:
@@ -111,14 +60,13 @@ def pretrain(
     """
     torch.set_num_threads(max(1, threads_for(recipe) // world.size))
     run = Training(recipe, data, seed, weights, world)
-    if resume:
-        run.resume(resume, extends=extends)
+    if kept is not None and kept.last is not None:
+        run.resume(kept.last, extends=kept.begins)
+        run.follow()
     else:
-        if world.is_first:  # whose numbers all follow
-            run.calibrate()
+        run.start()
         run.note_epoch()
-    run.follow()
-    keeper = Keeper(run, folder, facts, observer, last=None if extends else resume, best=best)
+    keeper = Keeper(run, folder, facts, observer, kept)
     while not run.is_over:
         try:
             if not train_on(run, keeper, observer):
@@ -155,6 +103,8 @@ def train_on(run: Training, keeper: Keeper, observer: Observer) -> bool:
 def take_step(run: Training, batches: Iterator[dict[str, Tensor]], rate: float) -> float:
     """Forward and backward over the scans of one step, and the optimiser; what was lost beyond the null model."""
     loss, null = torch.zeros(2, device=run.device).unbind()
+    running = run.running
+    before = [buffer.clone() for buffer in running]
     for _ in range(run.passes):
         batch = run.to_device(next(batches))
         output = run.output(batch)
@@ -163,16 +113,18 @@ def take_step(run: Training, batches: Iterator[dict[str, Tensor]], rate: float) 
         with torch.no_grad():
             loss, null = loss + part.detach(), null + run.objective.null_loss(batch) / run.volumes_per_step
     run.sum_up(loss, null)
-    _update(run, rate, float(loss))
+    if not _update(run, rate, float(loss)) and running:
+        torch._foreach_copy_(running, before)  # a step that is skipped leaves nothing of what is not finite
     run.share_statistics()
     return float(loss - null)
 
 
-def _update(run: Training, rate: float, loss: float) -> None:
-    """One optimiser step; skipped where loss or gradient are not finite. Raises Diverged after some in a row."""
+def _update(run: Training, rate: float, loss: float) -> bool:
+    """One optimiser step; False: skipped as loss or gradient are not finite. Raises Diverged after some in a row."""
     clip = run.recipe.clip_norm or math.inf
     norm = float(nn.utils.clip_grad_norm_(run.named.values(), clip))
-    if math.isfinite(loss) and math.isfinite(norm):
+    is_finite = math.isfinite(loss) and math.isfinite(norm)
+    if is_finite:
         for group in run.optimiser.param_groups:
             group["lr"] = rate
         run.optimiser.step()
@@ -184,135 +136,7 @@ def _update(run: Training, rate: float, loss: float) -> None:
             raise Diverged(run, loss, norm)
     run.optimiser.zero_grad(set_to_none=True)
     run.step += 1
-
-
-class Diverged(ValueError):
-    """Steps in a row whose loss or gradient is not finite."""
-
-    def __init__(self, run: Training, loss: float, norm: float) -> None:
-        steps = range(run.step - run.skipped + 1, run.step + 1)
-        self.rows = sorted({row for step in steps for row in run.rows_of_step(step).tolist()})
-        """Rows of the scans of these steps."""
-        super().__init__(
-            f"Expected a finite loss, got {loss} with a gradient of norm {norm} in {run.skipped} steps in a row at "
-            f"step {run.step}; use a smaller learning_rate or precision=float32, and look at the scans of these steps."
-        )
-
-
-class Keeper:
-    """Writes stops on the way, often enough and not too often, and goes back to the last where training diverges."""
-
-    def __init__(
-        self,
-        run: Training,
-        folder: Path,
-        facts: Mapping[str, Any],
-        observer: Observer,
-        *,
-        last: Path | None = None,
-        best: Path | None = None,
-    ) -> None:
-        self.run, self.folder, self.facts, self.observer = run, folder, facts, observer
-        self.last, self.best = last, best
-        self.kept_step = -1
-        self.at, self.cost = time.monotonic(), 0.0
-
-    @property
-    def is_due(self) -> bool:
-        """Whether to keep a stop: at the end of an epoch and every few seconds, where that is worth its cost."""
-        elapsed = time.monotonic() - self.at
-        due = elapsed > KEEP_SECONDS or self.run.step % self.run.steps_per_epoch == 0
-        return self.run.step > 0 and due and elapsed > KEEP_TIMES * self.cost
-
-    def keep(self, *, is_best: bool = False) -> bool:
-        """Write a stop; where that fails, training goes on, and whoever watches is told. Whether it is kept."""
-        began = time.monotonic()
-        if self.run.world.is_first:
-            self._try_to_write(is_best=is_best)
-        self.at = time.monotonic()
-        self.cost = self.at - began
-        kept_step, last, best = self.run.world.agree([self.kept_step, *map(_text, (self.last, self.best))])
-        self.kept_step, self.last, self.best = kept_step, _path(last), _path(best)
-        return self.kept_step == self.run.step
-
-    def _try_to_write(self, *, is_best: bool) -> None:
-        for attempt in range(1 + WRITE_AGAIN):
-            try:
-                self._write(is_best=is_best)
-                break
-            except OSError as error:
-                if attempt == WRITE_AGAIN:
-                    full = " Is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-                    self.observer.alarm(
-                        f"Step {self.run.step} could not be kept ({str(error).rstrip('.')}); training goes on, and "
-                        f"would go on from the stop before if it ended now.{full}"
-                    )
-                else:
-                    time.sleep(WAIT_SECONDS)
-
-    def _write(self, *, is_best: bool = False) -> Path:
-        file = self.run.save(self.folder / f"step-{self.run.step}.safetensors", self.facts)
-        self.last = self.observer.keep(file, self.run.step, self.run.num_steps, is_best=is_best)
-        self.kept_step = self.run.step
-        if is_best:
-            self.best = self.last
-        return self.last
-
-    def go_back(self, error: Diverged) -> None:
-        """Take up the last stop, with another order of scans. Raises the error where there is none, or too often."""
-        if self.last is None or self.run.turn >= MOST_TURNS:
-            raise error
-        turn = self.run.turn + 1
-        self.run.optimiser.zero_grad(set_to_none=True)
-        self.run.resume(self.last)
-        self.run.turn, self.run.skipped = turn, 0
-        self.observer.alarm(f"{error} Training went back to step {self.run.step} and goes on with another order.")
-
-    def hand_back(self) -> Result:
-        """Keep what there is; where no step was taken, nothing is. What cannot be written is done again later."""
-        if self.run.step:
-            self.keep()
-        return self._result(self.last if self.run.step else None, finished=False)
-
-    def finish(self) -> Result:
-        """The weights of the last epoch, or of the best one where the recipe says so."""
-        run = self.run
-        if run.step != self.kept_step:
-            self.keep()  # so that the training can go on after its end
-        if run.recipe.select == "best" and self.best is not None:
-            run.take_weights(self.best)
-        file = run.finish(self.folder / "final.safetensors", self.facts) if run.world.is_first else None
-        return self._result(file, finished=True)
-
-    def _result(self, file: Path | None, *, finished: bool) -> Result:
-        run = self.run
-        last = run.history[-1] if run.history else {}
-        validation = {**last, "epochs": run.history, "best_epoch": run.selection.best_epoch}
-        return Result(file=file, step=run.step, num_steps=run.num_steps, finished=finished, validation=validation)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
-class Silent:
-    """The observer of a rank that nobody watches."""
-
-    def stop(self) -> bool:
-        return False
-
-    def progress(self, step: int, total: int, epoch: int) -> None: ...
-
-    def curve(self, step: int, epoch: int, values: Mapping[str, float]) -> None: ...
-
-    def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
-        return file
-
-    def alarm(self, message: str) -> None: ...
+    return is_finite
 
 
 class _Meter:

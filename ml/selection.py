@@ -33,7 +33,7 @@ class Selection:
     best_epoch: int = -1
     last_epoch: int = -1
     from_epoch: int = 0
-    """Where patience begins: of a training that goes on after its end, that end."""
+    """Where patience begins: of a training that goes on after its end or went back, there."""
 
     def note(self, epoch: int, values: dict[str, float]) -> bool:
         """Whether this epoch is the best so far. Epochs that could not be judged count as no better."""
@@ -43,6 +43,10 @@ class Selection:
             self.best, self.best_epoch = value, epoch
             return True
         return False
+
+    def begin_again(self, epoch: int) -> None:
+        """Look for the best anew from an epoch on: the one that was found is undone."""
+        self.best, self.best_epoch, self.from_epoch = -math.inf, -1, epoch
 
     @property
     def is_over(self) -> bool:

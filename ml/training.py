@@ -38,6 +38,9 @@ ADAM = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter."""
 STATISTICS = 4096
 """Train volumes, at most, by whose embeddings a checkpoint's vectors are standardised."""
+RETREAT_STEPS, RETREATS = 200, 50
+"""A training that diverges goes back to a step that is a multiple of 200 or of a fiftieth of the run, if that is more:
+keeping so many stops takes little of any training's time, and going back that far loses little of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,10 @@ class Training:
         self.steps_per_epoch = len(data.train) // self.volumes_per_step
         self.num_steps = recipe.epochs * self.steps_per_epoch
         self.step, self.skipped, self.turn = 0, 0, 0
-        """Steps taken, those skipped in a row, and how often the run went back to a stop."""
+        """Steps taken, those skipped in a row, and how often the run went back."""
+        self.retreat = 0
+        """The step to go back to, where its stop is kept; 0 is the start."""
+        self.weights = weights
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if recipe.ema else {}
         self.plateau = Plateau()
         self.selection = Selection(watch=recipe.watch, min_delta=recipe.min_delta, patience=recipe.patience)
@@ -126,6 +132,12 @@ class Training:
         """Whether the last step is taken, or nothing better came for too long."""
         return self.step >= self.num_steps or self.selection.is_over
 
+    @property
+    def is_at_retreat(self) -> bool:
+        """Whether this is a step to go back to; the recipe alone says which are, not the clock."""
+        every = max(RETREAT_STEPS, -(-self.num_steps // RETREATS))
+        return self.step > 0 and self.step % every == 0 and not self.skipped
+
     def passes_from(self, step: int) -> list[int]:
         """This rank's forward passes from a step on."""
         per = self.passes_per_step
@@ -144,12 +156,16 @@ class Training:
                     parameter.grad = torch.zeros_like(parameter)
             self.world.all_sum([loss, null, *(p.grad for p in self.named.values() if p.grad is not None)])
 
+    @property
+    def running(self) -> list[Tensor]:
+        """Running statistics of both parts, which forward passes change."""
+        return [b for m in (self.encoder, self.head) for b in m.buffers() if b.is_floating_point()]
+
     def share_statistics(self) -> None:
         """Running statistics as the mean of all ranks'."""
         if self.world.size > 1:
-            buffers = [b for m in (self.encoder, self.head) for b in m.buffers() if b.is_floating_point()]
-            self.world.all_sum(buffers)
-            for buffer in buffers:
+            self.world.all_sum(self.running)
+            for buffer in self.running:
                 buffer.div_(self.world.size)
 
     def follow(self) -> None:
@@ -167,6 +183,27 @@ class Training:
         if isinstance(self.head.standardise, Standardise):
             raw = embed(self.encoder, self.recipe, self.data.volume, self.data.some(CALIBRATION, self.seed))
             self.head.standardise.set(torch.from_numpy(raw).to(self.device))
+
+    def start(self) -> None:
+        """Calibrate, and begin with rank 0's numbers."""
+        if self.world.is_first:
+            self.calibrate()
+        self.world.agree(None)  # which may come as late as it likes
+        self.follow()
+
+    @torch.no_grad()
+    def begin_again(self) -> None:
+        """Be what the run was ahead of its first step."""
+        fresh = Training(self.recipe, self.data, self.seed, self.weights, self.world)
+        fresh.start()
+        for ours, theirs in ((self.encoder, fresh.encoder), (self.head, fresh.head)):
+            ours.load_state_dict(theirs.state_dict())
+        for name, value in self.average.items():
+            value.copy_(fresh.average[name])
+        self.optimiser.state.clear()
+        self.step = self.retreat = 0
+        self.plateau, self.selection, self.history = fresh.plateau, fresh.selection, self.history[:1]
+        self.epoch_loss, self.excess_sum, self.excess_count = [0.0, 0.0], 0.0, 0
 
     def rows(self, micro: int) -> tuple[int, NDArray[np.int64]]:
         """The epoch and the scans of forward pass `micro`, counted from the start of the run."""
@@ -282,6 +319,7 @@ class Training:
             "step": self.step,
             "skipped": self.skipped,
             "turn": self.turn,
+            "retreat": self.retreat,
             "epoch_loss": self.epoch_loss,
             "excess": [self.excess_sum, self.excess_count],
             "plateau": asdict(self.plateau),
@@ -336,6 +374,7 @@ class Training:
             }
         torch.set_rng_state(checkpoint.tensors(file, "random")[""])
         self.step, self.skipped, self.turn = facts["step"], facts["skipped"], facts["turn"]
+        self.retreat = self.step if extends else facts.get("retreat", 0)
         self.epoch_loss, (self.excess_sum, self.excess_count) = facts["epoch_loss"], facts["excess"]
         self.plateau = Plateau(**facts["plateau"])
         self.selection = Selection(**facts["selection"])

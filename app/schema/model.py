@@ -54,6 +54,11 @@ class Checkpoint(Base):
         Boolean,
         server_default=text("false"),
     )
+    is_retreat: Mapped[bool] = column(
+        "True for the stop on the way to which its run goes back when it diverges",
+        Boolean,
+        server_default=text("false"),
+    )
     is_final: Mapped[bool] = column("True for the end of a run, False for a stop on the way", Boolean)
     parent_id: Mapped[int | None] = column("Checkpoint it continues", ForeignKey("model.checkpoint.checkpoint_id"))
     label_set_id: Mapped[int | None] = column("Labels it learnt from", ForeignKey("label.label_set.label_set_id"))

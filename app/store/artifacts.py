@@ -120,29 +120,42 @@ def is_kept(settings: Settings, key: str) -> bool:
 
 
 def add_checkpoint(connection: Connection, values: Mapping[str, Any]) -> int:
-    """Insert a row of model.checkpoint; its key. Where it is the best of its job, no other is."""
+    """Insert a row of model.checkpoint; its key. Where it is the best of its job, or the retreat, no other is."""
     from sqlalchemy import insert, update
 
     from app.schema.model import Checkpoint as Table
 
-    if values.get("is_best"):
-        others = update(Table).where(Table.job_id == values["job_id"], Table.is_best)
-        connection.execute(others.values(is_best=False))
+    for flag in (Table.is_best, Table.is_retreat):
+        if values.get(flag.key):
+            others = update(Table).where(Table.job_id == values["job_id"], flag)
+            connection.execute(others.values({flag: False}))
     return int(connection.execute(insert(Table).values(**values).returning(Table.checkpoint_id)).scalar_one())
 
 
-SUPERFLUOUS = """
-SELECT c.checkpoint_id, c.job_id, c.name, c.epoch, c.path, c.num_bytes FROM (
-    SELECT k.*, row_number() OVER (PARTITION BY k.job_id ORDER BY k.step DESC, k.checkpoint_id DESC) AS newest
-    FROM model.checkpoint k WHERE NOT k.is_final AND (CAST(:job AS bigint) IS NULL OR k.job_id = :job)) c
-WHERE c.newest > :keep AND NOT c.is_best
-  AND NOT EXISTS (SELECT FROM model.embedding_set e WHERE e.checkpoint_id = c.checkpoint_id)
-  AND NOT EXISTS (SELECT FROM model.alias a WHERE a.checkpoint_id = c.checkpoint_id)
-  AND NOT EXISTS (SELECT FROM model.checkpoint p WHERE p.parent_id = c.checkpoint_id)
+_UNUSED = """
+NOT EXISTS (SELECT FROM model.embedding_set e WHERE e.checkpoint_id = c.checkpoint_id)
+AND NOT EXISTS (SELECT FROM model.alias a WHERE a.checkpoint_id = c.checkpoint_id)
+AND NOT EXISTS (SELECT FROM model.checkpoint p WHERE p.parent_id = c.checkpoint_id)
 """
-"""Stops on the way of one training, or of all, but for the newest `keep`, the best and those something refers to."""
+SUPERFLUOUS = f"""
+SELECT c.checkpoint_id, c.job_id, c.name, c.epoch, c.path, c.num_bytes FROM (
+    SELECT k.*, row_number() OVER (PARTITION BY k.job_id ORDER BY k.checkpoint_id DESC) AS newest
+    FROM model.checkpoint k WHERE NOT k.is_final AND (CAST(:job AS bigint) IS NULL OR k.job_id = :job)) c
+WHERE c.newest > :keep AND NOT c.is_best AND NOT c.is_retreat AND {_UNUSED}
+"""
+"""Stops on the way of one training, or of all, but for the newest `keep`, the best, the retreat and those something
+refers to."""
 KEPT_STOPS = 3
 """Stops on the way that stay."""
+_FORGET = f"""
+DELETE FROM model.checkpoint WHERE checkpoint_id IN (SELECT checkpoint_id FROM ({SUPERFLUOUS}) s) RETURNING path
+"""
+_UNDO = f"""
+WITH plain AS (
+    UPDATE model.checkpoint c SET is_best = false, is_retreat = false
+    WHERE c.job_id = :job AND NOT c.is_final AND c.step > :step AND NOT ({_UNUSED}))
+DELETE FROM model.checkpoint c WHERE c.job_id = :job AND NOT c.is_final AND c.step > :step AND {_UNUSED} RETURNING path
+"""
 
 
 def forget_stops(connection: Connection, job_id: int, keep: int) -> list[str]:
@@ -151,11 +164,17 @@ def forget_stops(connection: Connection, job_id: int, keep: int) -> list[str]:
     Returns:
         paths of artifacts that no row names any more; `named_files.remove` them once the transaction has committed.
     """
+    return _delete_stops(connection, _FORGET, {"job": job_id, "keep": keep})
+
+
+def undo_stops(connection: Connection, job_id: int, step: int) -> list[str]:
+    """Delete a training's stops after a step to which it went back; paths as by `forget_stops`."""
+    return _delete_stops(connection, _UNDO, {"job": job_id, "step": step})
+
+
+def _delete_stops(connection: Connection, statement: str, values: dict[str, int]) -> list[str]:
     from sqlalchemy import text
 
-    statement = f"""
-    DELETE FROM model.checkpoint WHERE checkpoint_id IN (SELECT checkpoint_id FROM ({SUPERFLUOUS}) s) RETURNING path
-    """
-    paths = set(connection.execute(text(statement), {"job": job_id, "keep": keep}).scalars())
+    paths = set(connection.execute(text(statement), values).scalars())
     named = text("SELECT path FROM model.checkpoint WHERE path = ANY(:paths)")
     return sorted(paths - set(connection.execute(named, {"paths": list(paths)}).scalars()))

@@ -24,8 +24,9 @@ import torch
 
 from ml.config import Recipe, read_recipe
 from ml.embed import embed, pick_device
+from ml.keeping import Keeper, Silent
 from ml.objectives import objective_of
-from ml.pretrain import Keeper, Silent, train_on
+from ml.pretrain import train_on
 from ml.training import Training
 from ml.tte_targets import TteTargets
 from tests.bench import loss as loss_row

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 from collections.abc import Iterator, Mapping
@@ -11,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ml import augment
-from ml import pretrain as loop
+from ml import augment, checkpoint, keeping, training
 from ml.config import read_recipe
 from ml.data import prefetch
-from ml.objectives import OverPieces
-from ml.pretrain import Diverged, pretrain, take_step
+from ml.keeping import Diverged
+from ml.pretrain import pretrain, take_step
 from ml.schedules import Plateau, learning_rate
 from ml.selection import Probe, Selection
 from ml.training import Training
@@ -50,7 +50,7 @@ def test_whatever_the_recipe_a_resumed_training_equals_an_uninterrupted_one(
     stopped = pretrain(recipe, data, folder=tmp_path / "part", observer=watch, **common)
     assert stopped.step == at
     resumed = pretrain(
-        recipe, data, folder=tmp_path / "part", observer=Watch(), resume=stopped.file, best=watch.best, **common
+        recipe, data, folder=tmp_path / "part", observer=Watch(), kept=watch.to_go_on(stopped.file), **common
     )
     assert whole.file is not None and resumed.file is not None
     assert whole.file.read_bytes() == resumed.file.read_bytes()
@@ -104,33 +104,96 @@ def test_a_figure_that_is_never_better_ends_the_training_by_its_patience() -> No
     assert selection.is_over
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
-    """Make the loss of some calls not a number."""
-    count = iter(range(10**9))
-    honest = OverPieces.loss
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: range, turns: range = range(1)) -> None:
+    """Make the embeddings of some steps not numbers, unless training went back."""
+    honest = Training.embedding
 
-    def loss(self: OverPieces, output: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        made = honest(self, output, batch)
-        return made * math.nan if output.requires_grad and next(count) in calls else made
+    def embedding(self: Training, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        made = honest(self, batch)
+        return made * math.nan if made.requires_grad and self.turn in turns and self.step in steps else made
 
-    monkeypatch.setattr(OverPieces, "loss", loss)
+    monkeypatch.setattr(Training, "embedding", embedding)
 
 
-def test_a_training_that_diverges_goes_back_to_its_last_stop_and_takes_another_order(
+def test_a_training_that_diverges_goes_back_to_its_retreat_and_takes_another_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(monkeypatch, range(14, 14 + 4))  # a step a pass; its first epoch has 12
+    monkeypatch.setattr(training, "RETREAT_STEPS", 6)
+    spoil(monkeypatch, range(14, 18))
     watch = Watch()
     made = pretrain(read_recipe("tiny", SMALL), ball_data(), seed=0, folder=tmp_path, observer=watch, facts={})
-    assert made.finished and len(watch.alarms) == 1 and "went back to step 12" in watch.alarms[0]
+    assert made.finished and watch.went_to == [12]
+    assert len(watch.alarms) == 1 and "went back to step 12" in watch.alarms[0]
     assert made.file is not None
     assert all(torch.isfinite(t).all() for t in load_file(made.file).values() if t.is_floating_point())
+
+
+class Stopped(Watch):
+    """Stops at a step of a turn."""
+
+    def __init__(self, turn: int, step: int) -> None:
+        super().__init__()
+        self.turn, self.at = turn, step
+
+    def stop(self) -> bool:
+        return (len(self.went_to), self.step) == (self.turn, self.at)
+
+
+MIXED = {"ema": "0.9", "schedule": "plateau", "select": "best", "batch": "2", "accumulate": "3", **CHANCE}
+
+
+@pytest.mark.parametrize(
+    ("settings", "retreat"), [({}, 1000), (MIXED, 6)], ids=["plain, to the start", "mixed, to a stop"]
+)
+def test_when_stops_are_kept_decides_nothing_also_where_training_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], retreat: int
+) -> None:
+    monkeypatch.setattr(training, "RETREAT_STEPS", retreat)
+    recipe, data = read_recipe("tiny", {**SMALL, "epochs": "3", **settings}), ball_data()
+    spoil(monkeypatch, range(14, 18))
+    common: dict[str, Any] = {"seed": 3, "facts": {}}
+    watch = Watch()
+    whole = pretrain(recipe, data, folder=tmp_path / "whole", observer=watch, **common)
+    assert whole.file is not None and watch.went_to == [12 if retreat == 6 else 0]
+    monkeypatch.setattr(keeping, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(keeping, "KEEP_TIMES", 0.0)
+    often = pretrain(recipe, data, folder=tmp_path / "often", observer=Watch(), **common)
+    assert often.file is not None and often.file.read_bytes() == whole.file.read_bytes()
+    for turn, step in ((0, 13), (0, 16), (1, 15)):
+        folder, first = tmp_path / f"{turn}-{step}", Stopped(turn, step)
+        stopped = pretrain(recipe, data, folder=folder, observer=first, **common)
+        assert stopped.step == step and not stopped.finished
+        made = pretrain(recipe, data, folder=folder, observer=Watch(), kept=first.to_go_on(stopped.file), **common)
+        assert made.file is not None and made.file.read_bytes() == whole.file.read_bytes()
+        assert made.validation == whole.validation
+
+
+def test_a_best_epoch_that_is_undone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "RETREAT_STEPS", 8)  # the best of step 12 came after it
+    spoil(monkeypatch, range(13, 17))
+    recipe = read_recipe("tiny", {**SMALL, "epochs": "3", "select": "best", "patience": "2"})
+    watch = Watch()
+    made = pretrain(recipe, ball_data(), seed=0, folder=tmp_path, observer=watch, facts={})
+    assert watch.went_to == [8] and made.finished and made.step == made.num_steps
+    steps = [checkpoint.facts(file)["step"] for file in watch.kept]
+    assert steps.count(12) == 2, "before and after it went back"
+
+
+def test_a_step_that_is_skipped_leaves_running_statistics_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Training.output
+    monkeypatch.setattr(Training, "output", lambda run, batch: honest(run, batch) * (math.nan if run.step == 1 else 1))
+    run = Training(read_recipe("tiny", SMALL), ball_data(), seed=0)
+    before = [buffer.clone() for buffer in run.running]
+    seen = [before] + [[buffer.clone() for buffer in run.running] for _ in steps(run, 3)]
+    assert run.skipped == 0 and len(before) > 0
+    changed = [not torch.equal(torch.cat(a), torch.cat(b)) for a, b in itertools.pairwise(seen)]
+    assert changed == [True, False, True], "the second step is skipped"
 
 
 def test_a_training_that_diverges_again_and_again_names_its_scans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(monkeypatch, range(14, 10**9))
+    spoil(monkeypatch, range(14, 10**9), range(10))
     watch, data = Watch(), ball_data()
     with pytest.raises(Diverged, match="smaller learning_rate") as caught:
         pretrain(read_recipe("tiny", SMALL), data, seed=0, folder=tmp_path, observer=watch, facts={})
@@ -141,10 +204,10 @@ def test_a_training_that_diverges_again_and_again_names_its_scans(
 def test_a_stop_that_cannot_be_written_is_told_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(keeping, "WAIT_SECONDS", 0)
 
     class Full(Watch):
-        def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
+        def keep(self, file: Path, step: int, total: int, *, is_best: bool, is_retreat: bool) -> Path:
             raise OSError(28, "No space left on device")
 
     recipe, watch = read_recipe("tiny", {**SMALL, "select": "best"}), Full()

@@ -13,6 +13,7 @@ from ml import checkpoint
 from ml.config import Recipe, read_recipe
 from ml.embed import embed
 from ml.heads import Standardise
+from ml.keeping import Kept
 from ml.pretrain import keep_untrained, pretrain
 from ml.schedules import learning_rate
 from ml.targets import MtlTargets
@@ -32,6 +33,8 @@ class Watch:
         self.losses: list[float] = []
         self.kept: list[Path] = []
         self.best: Path | None = None
+        self.retreat: Path | None = None
+        self.went_to: list[int] = []
         self.alarms: list[str] = []
 
     def stop(self) -> bool:
@@ -44,10 +47,18 @@ class Watch:
         if "train_loss" in values:
             self.losses.append(values["train_loss"])
 
-    def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
+    def keep(self, file: Path, step: int, total: int, *, is_best: bool, is_retreat: bool) -> Path:
         self.kept.append(file)
         self.best = file if is_best else self.best
+        self.retreat = file if is_retreat else self.retreat
         return file
+
+    def went_back(self, step: int) -> None:
+        self.went_to.append(step)
+
+    def to_go_on(self, last: Path | None) -> Kept:
+        """What a further attempt is given."""
+        return Kept(last=last, best=self.best, retreat=self.retreat)
 
     def alarm(self, message: str) -> None:
         self.alarms.append(message)
@@ -96,7 +107,13 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Pa
     stopped = pretrain(recipe, ball_data(), seed=3, folder=tmp_path / "part", observer=Watch(7), facts={"a": 1})
     assert (stopped.finished, stopped.step) == (False, 7)
     resumed = pretrain(
-        recipe, ball_data(), seed=3, folder=tmp_path / "part", observer=Watch(), facts={"a": 1}, resume=stopped.file
+        recipe,
+        ball_data(),
+        seed=3,
+        folder=tmp_path / "part",
+        observer=Watch(),
+        facts={"a": 1},
+        kept=Kept(last=stopped.file),
     )
     assert whole.file is not None
     assert resumed.file is not None
@@ -128,7 +145,7 @@ def test_another_training_s_stop_is_refused(tmp_path: Path) -> None:
     recipe = read_recipe("tiny", SMALL)
     stopped = pretrain(recipe, ball_data(), seed=0, folder=tmp_path, observer=Watch(3), facts={})
     with pytest.raises(ValueError, match="another one"):
-        pretrain(recipe, ball_data(), seed=1, folder=tmp_path, observer=Watch(), facts={}, resume=stopped.file)
+        pretrain(recipe, ball_data(), seed=1, folder=tmp_path, observer=Watch(), facts={}, kept=Kept(last=stopped.file))
 
 
 def test_numbers_that_stay_infinite_end_the_training_and_nothing_is_kept(tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ from torch import Tensor
 from app.settings import Settings
 from app.store import attempts, jobs
 from app.store.session import make_engine
-from ml import parallel
-from ml import pretrain as loop
+from ml import keeping, parallel
 from ml.training import Training
 from workers import ranks
 from workers.attempt import JobWork, execute
@@ -91,7 +90,7 @@ def attempt(told: dict[str, Any]) -> None:
         )
     assert claim is not None
     if told["every_step"]:
-        loop.KEEP_SECONDS = loop.KEEP_TIMES = 0.0
+        keeping.KEEP_SECONDS = keeping.KEEP_TIMES = 0.0
     settings = Settings(home=home, home_is_named=True)
     if told["trouble"]:
         TROUBLES[told["trouble"]]()

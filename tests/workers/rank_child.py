@@ -13,8 +13,9 @@ from typing import Any
 
 from app.errors import RankEnded
 from ml.config import read_recipe
+from ml.keeping import Kept, Silent
 from ml.parallel import World
-from ml.pretrain import Silent, pretrain
+from ml.pretrain import pretrain
 from tests.ml.test_pretrain import SMALL, Watch, ball_data
 from workers.ranks import ranks
 
@@ -37,7 +38,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     folder, watch = Path(asked["folder"]), Losses(asked.get("stop_at"))
     watch.kill_at = asked.get("kill_at")
     resume = Path(asked["resume"]) if asked.get("resume") else None
-    common: dict[str, Any] = {"seed": 3, "folder": folder, "facts": {}, "resume": resume}
+    common: dict[str, Any] = {"seed": 3, "folder": folder, "facts": {}, "kept": Kept(last=resume)}
 
     def follow(world: World) -> None:
         pretrain(recipe, data, observer=Silent(), world=world, **common)

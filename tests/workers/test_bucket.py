@@ -115,9 +115,9 @@ def test_a_training_outlives_a_bucket_that_is_away(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("ml.pretrain.KEEP_SECONDS", 0.0)
-    monkeypatch.setattr("ml.pretrain.KEEP_TIMES", 0.0)
-    monkeypatch.setattr("ml.pretrain.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("ml.keeping.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("ml.keeping.KEEP_TIMES", 0.0)
+    monkeypatch.setattr("ml.keeping.WAIT_SECONDS", 0.0)
     host = Host(engine, stored, tmp_path / "host")
     work = Outage(engine, args=dict(ARGS), folder=tmp_path / "runs", settings=host.settings, job_id=job, fence=1)
     work.server = server

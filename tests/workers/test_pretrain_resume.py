@@ -89,8 +89,8 @@ def test_a_preempted_training_goes_on_where_it_stopped_and_ends_the_same(
 def test_stops_are_written_on_the_way_and_only_the_newest_three_stay(
     engine: Engine, attempt: Callable[..., JobWork], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ml.pretrain.KEEP_SECONDS", 0.0)
-    monkeypatch.setattr("ml.pretrain.KEEP_TIMES", 0.0)
+    monkeypatch.setattr("ml.keeping.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("ml.keeping.KEEP_TIMES", 0.0)
     made = attempt(1, steps=8, error=Cancelled())
     with pytest.raises(Cancelled):
         pretrain(made)
@@ -101,11 +101,52 @@ def test_stops_are_written_on_the_way_and_only_the_newest_three_stay(
     assert not list(made.folder.iterdir())
 
 
+def test_what_a_training_that_went_back_had_kept_since_is_gone_and_the_next_attempt_goes_on_behind_it(
+    engine: Engine, attempt: Callable[..., JobWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ml.training import Training
+
+    honest = Training.embedding
+
+    def embedding(run: Training, batch: Any) -> Any:
+        made = honest(run, batch)
+        return made * float("nan") if made.requires_grad and run.turn == 0 and run.step in range(9, 13) else made
+
+    monkeypatch.setattr(Training, "embedding", embedding)
+    monkeypatch.setattr("ml.training.RETREAT_STEPS", 6)
+    monkeypatch.setattr("ml.keeping.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("ml.keeping.KEEP_TIMES", 0.0)
+    first = attempt(1, steps=8)
+    said: list[str] = []
+
+    def log(message: str) -> None:
+        said.append(message)
+        if "went back" in message:
+            first.error, first.seen = Preempted(), 0
+
+    monkeypatch.setattr(first, "log", log)
+    with pytest.raises(Preempted):
+        pretrain(first)
+    stops = rows(engine, "SELECT step, is_retreat FROM model.checkpoint ORDER BY step")
+    assert [row.step for row in stops] == [6, 7, 8] and "went back to step 6" in said[-1]
+    assert [row.step for row in stops if row.is_retreat] == [6]
+    assert rows(engine, "SELECT max(step) FROM ops.training_step")[0][0] <= 8
+    second = attempt(2, steps=20, error=Cancelled())
+    said.clear()
+    monkeypatch.setattr(second, "log", said.append)
+    with pytest.raises(Cancelled):
+        pretrain(second)
+    assert second.started == [8]
+    assert "went back" not in " ".join(said), "it knows that it is on its second turn"
+    newest = rows(engine, "SELECT step FROM model.checkpoint ORDER BY checkpoint_id DESC LIMIT 3")
+    assert [row.step for row in newest] == sorted((row.step for row in newest), reverse=True) and newest[0].step > 12
+
+
 def test_a_damaged_stop_falls_back_to_the_one_before(
     engine: Engine, attempt: Callable[..., JobWork], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ml.pretrain.KEEP_SECONDS", 0.0)
-    monkeypatch.setattr("ml.pretrain.KEEP_TIMES", 0.0)
+    monkeypatch.setattr("ml.keeping.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("ml.keeping.KEEP_TIMES", 0.0)
     first = attempt(1, steps=8, error=Cancelled())
     with pytest.raises(Cancelled):
         pretrain(first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +24,8 @@ from workers.stages.pretrain_stops import Watcher, find_stops, publish
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ml.keeping import Result
     from ml.parallel import World
-    from ml.pretrain import Result
     from ml.targets import BinaryTargets
     from ml.training import Data
     from ml.tte_targets import TteTargets
@@ -183,23 +182,21 @@ def _absent(plan: Plan, targets: BinaryTargets) -> list[str]:
 def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Result:
     from torch import OutOfMemoryError
 
-    from ml.pretrain import Diverged, Silent, keep_untrained, pretrain
+    from ml.keeping import Diverged, Silent
+    from ml.pretrain import keep_untrained, pretrain
 
     facts = {"name": plan.name, "arm": plan.arm, "described": described}
     common: dict[str, Any] = {"seed": plan.seed, "folder": work.folder, "facts": facts, "weights": plan.weights}
     if plan.arm in ("base", "untrained"):
         work.progress(0, None, "", "embedding train volumes")
         return keep_untrained(plan.recipe, data, **common)
-    stops = find_stops(work)
-    work.started_at_step(stops.step)
+    step, kept = find_stops(work, plan.continues.stop if plan.continues is not None else None)
+    work.started_at_step(step)
     _check_passes(plan, len(data.train))
     if plan.gpus > 1 and not check_devices(plan.gpus):
         work.log(f"There is no accelerator on this host: {plan.gpus} processes share the processor.")
     watcher = Watcher(work, plan, described)
-    extends = stops.last is None and plan.continues is not None
-    if plan.continues is not None and stops.last is None:
-        stops = replace(stops, last=plan.continues.stop)
-    common |= {"resume": stops.last, "best": stops.best, "extends": extends}
+    common["kept"] = kept
 
     def follow(world: World) -> None:
         pretrain(plan.recipe, data, observer=Silent(), world=world, **common)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.errors import Preempted, StoreError
 from app.store import artifacts, named_files
@@ -15,45 +15,52 @@ from app.store.work import Work
 from workers.stages.pretrain_left import KIND, superseded
 from workers.stages.pretrain_plan import Plan
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from ml.keeping import Kept
+
 FLUSH_POINTS = 12
 """Numbers of the loss curves written at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stops:
-    """Where a job's training stood."""
+def find_stops(work: Work, end: Path | None) -> tuple[int, Kept]:
+    """The step of the newest intact stop on the way of this job, and what there is to go on from.
 
-    step: int = 0
-    last: Path | None = None
-    best: Path | None = None
-
-
-def find_stops(work: Work) -> Stops:
-    """The newest intact stop on the way of this job, and the best one; neither where there is none."""
+    Args:
+        work: the job.
+        end: the stop at the end of the training that the job carries on.
+    """
     from sqlalchemy import text
 
+    from ml import checkpoint
+    from ml.keeping import Kept
+
+    begins = Kept(last=end, retreat=end, extends=end is not None)
     if work.job_id is None:
-        return Stops()
+        return 0, begins
+    statement = (
+        "SELECT step, path, sha256, is_best FROM model.checkpoint WHERE job_id = :job AND NOT is_final "
+        "ORDER BY checkpoint_id DESC"
+    )
     with work.connect() as connection:
-        rows = connection.execute(
-            text(
-                "SELECT step, path, sha256, is_best FROM model.checkpoint WHERE job_id = :job AND NOT is_final "
-                "ORDER BY step DESC, checkpoint_id DESC"
-            ),
-            {"job": work.job_id},
-        ).all()
-    found = Stops()
-    for step, path, sha256, is_best in rows:
-        try:
-            file = artifacts.fetch(work.settings, path, sha256)
-        except StoreError as error:
-            work.log(f"the checkpoint of step {step} cannot be used: {error}")
-            continue
-        if found.last is None:
-            found = replace(found, step=step, last=file)
-        if is_best:
-            found = replace(found, best=file)
-    return found
+        rows = connection.execute(text(statement), {"job": work.job_id}).all()
+    files = [(row, file) for row in rows if (file := _fetch(work, row)) is not None]
+    if not files:
+        return 0, begins
+    newest, last = files[0]
+    goes_back = checkpoint.facts(last).get("retreat", 0)
+    best = next((file for row, file in files if row.is_best), None)
+    retreat = next((file for row, file in files if row.step == goes_back), end)
+    return newest.step, Kept(last=last, best=best, retreat=retreat, extends=end is not None and retreat == end)
+
+
+def _fetch(work: Work, row: Any) -> Path | None:
+    try:
+        return artifacts.fetch(work.settings, row.path, row.sha256)
+    except StoreError as error:
+        work.log(f"the checkpoint of step {row.step} cannot be used: {error}")
+        return None
 
 
 class Watcher:
@@ -101,17 +108,30 @@ class Watcher:
     def alarm(self, message: str) -> None:
         self.work.log(message)
 
-    def keep(self, file: Path, step: int, total: int, *, is_best: bool) -> Path:
-        self.flush()
-        kept = publish(self.work, self.plan, self.described, file, steps=(step, total), is_best=is_best)
+    def went_back(self, step: int) -> None:
+        from sqlalchemy import text
+
+        self.points = []
         if self.work.job_id is not None:
-            self._forget(self.work.job_id)
+            job_id = self.work.job_id
+            self._forget(lambda connection: artifacts.undo_stops(connection, job_id, step))
+            curves = "DELETE FROM ops.training_step WHERE job_id = :job AND step > :step"
+            with self.work.transaction() as connection:
+                connection.execute(text(curves), {"job": job_id, "step": step})
+
+    def keep(self, file: Path, step: int, total: int, *, is_best: bool, is_retreat: bool) -> Path:
+        self.flush()
+        flags = {"is_best": is_best, "is_retreat": is_retreat}
+        kept = publish(self.work, self.plan, self.described, file, steps=(step, total), flags=flags)
+        if self.work.job_id is not None:
+            job_id = self.work.job_id
+            self._forget(lambda connection: artifacts.forget_stops(connection, job_id, artifacts.KEPT_STOPS))
         return kept.file
 
-    def _forget(self, job_id: int) -> None:
+    def _forget(self, delete: Callable[[Connection], list[str]]) -> None:
         with ExitStack() as noted:
             with self.work.transaction() as connection:
-                keys = artifacts.forget_stops(connection, job_id, artifacts.KEPT_STOPS)
+                keys = delete(connection)
                 noted.enter_context(superseded(self.work, keys))
             with self.work.connect() as connection:
                 named_files.remove(connection, self.work.settings, keys)
@@ -133,7 +153,7 @@ def publish(
     *,
     steps: tuple[int, int],
     validation: dict[str, Any] | None = None,
-    is_best: bool = False,
+    flags: Mapping[str, bool] | None = None,
 ) -> Published:
     """Put a checkpoint among the artifacts, then write its row; final where there is a validation."""
     from app import __version__
@@ -151,7 +171,6 @@ def publish(
         "step": steps[0],
         "num_steps": steps[1],
         "epoch": steps[0] * plan.recipe.epochs // steps[1] if steps[1] else 0,
-        "is_best": is_best,
         "is_final": validation is not None,
         "parent_id": plan.parent_id,
         "label_set_id": plan.info.label_set_id,
@@ -163,6 +182,7 @@ def publish(
         "code_version": __version__,
         "job_id": work.job_id,
         "fence": work.fence,
+        **(flags or {}),
     }
     with work.transaction() as connection:
         named_files.hold(connection, work.settings, file, path, sha256)
