@@ -39,6 +39,8 @@ class Settings:
     """LACHESIS_ROOT_<NAME>: where this host keeps the files of a root name."""
     encoders: str | None = None
     """Python files, a colon between them, each an encoder of its own (docs/encoders.md); workers run them."""
+    devices: str | None = None
+    """LACHESIS_DEVICES: devices that jobs of a worker may use (workers/devices.py); None for all it sees."""
 
     @property
     def home_to_be(self) -> Path:
@@ -77,6 +79,7 @@ def read_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
         role_prefix=env.get("LACHESIS_ROLE_PREFIX") or "lachesis",
         roots={k[len(prefix) :].lower(): Path(v) for k, v in env.items() if k.startswith(prefix) and v},
         encoders=_paths(env.get("LACHESIS_ENCODERS")),
+        devices=env.get("LACHESIS_DEVICES") or None,
     )
 
 

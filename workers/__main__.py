@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InputError, LachesisError, StoreError
 from app.queue import QUEUES
 from app.settings import read_settings
+from workers.devices import offered
 from workers.holder import Clocks, Holder
 
 if TYPE_CHECKING:
@@ -81,7 +83,9 @@ def serve(arguments: argparse.Namespace) -> None:
         raise InputError("Expected a lease of three heartbeats or more, so that a late one loses no job.")
     check_encoders()
     clocks = Clocks(lease=arguments.lease, heartbeat=arguments.heartbeat, poll=arguments.poll, grace=arguments.grace)
-    celery_app.serve(Holder(store=ensure_up(read_settings()), queues=queues, clocks=clocks), arguments.name)
+    settings = read_settings()
+    own, store = offered(settings.devices, os.environ), ensure_up(settings)
+    celery_app.serve(Holder(store=store, queues=queues, clocks=clocks, devices=own), arguments.name)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,14 +97,16 @@ def run(arguments: argparse.Namespace) -> int:
     from workers.supervisor import Child
 
     check_encoders()
-    holder = Holder(store=ensure_up(read_settings()), queues=(), clocks=Clocks(poll=0.5))
+    settings = read_settings()
+    own, store = offered(settings.devices, os.environ), ensure_up(settings)
+    holder = Holder(store=store, queues=(), clocks=Clocks(poll=0.5), devices=own)
     engine = make_engine(holder.store.database_url)
     pulse = Pulse(holder, serves=False)
     pulse.register()
     first = holder.claim(arguments.job)
     if first is None:
         with engine.connect() as connection:
-            raise StoreError(_why_not(connection, arguments.job))
+            raise StoreError(_why_not(connection, arguments.job, len(own)))
     held, interrupted = [first], threading.Event()
 
     def interrupt(*_: object) -> None:
@@ -122,8 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
         return int(jobs.find(connection, arguments.job)["exit_code"] or 0)
 
 
-def _why_not(connection: Connection, job_id: int) -> str:
-    """Why a job cannot be taken here."""
+def _why_not(connection: Connection, job_id: int, num_devices: int) -> str:
+    """Why a job cannot be taken here, where there are so many devices."""
     from app.store import jobs
     from ml.registry import encoders
 
@@ -131,6 +137,11 @@ def _why_not(connection: Connection, job_id: int) -> str:
     if job["state"] in ("queued", "retry_wait") and job["encoder"] not in (None, *encoders()):
         return (
             f"Expected the encoder {job['encoder']!r} on this host, found none; run job {job_id} where it is installed."
+        )
+    if job["state"] in ("queued", "retry_wait") and job["num_devices"]:
+        return (
+            f"Expected {job['num_devices']} free device(s) for job {job_id}, and this host offers {num_devices}, some "
+            "of which others may use; it waits for a worker that has them, or `lachesis cancel` it."
         )
     return f"Expected job {job_id} to wait, it is {job['state']}; nothing was run."
 

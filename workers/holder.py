@@ -46,6 +46,8 @@ class Holder:
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{start_time(os.getpid()):.2f}"
     )
     board: Board = field(default_factory=Board)
+    devices: tuple[str, ...] = ()
+    """Those of its host that its jobs may use (workers/devices.py)."""
 
     @property
     def code_version(self) -> str:

@@ -166,6 +166,7 @@ class Pulse(threading.Thread):
             version=holder.code_version,
             device=holders.device(),
             encoders=sorted(encoders()),
+            devices=holder.devices,
         )
 
     def _end_sessions(self, connection: Connection, job_id: int, fence: int) -> None:

@@ -66,7 +66,10 @@ def check_devices(count: int) -> int:
 
     found = torch.cuda.device_count()
     if 0 < found < count:
-        raise InputError(f"Expected {count} devices for --gpus {count}, found {found} on this host; ask for as many.")
+        raise InputError(
+            f"Expected {count} devices for --gpus {count}, CUDA shows {found} to this job; ask for as many, or name "
+            "them by UUID in LACHESIS_DEVICES where the worker starts."
+        )
     return found
 
 

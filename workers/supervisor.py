@@ -22,6 +22,7 @@ from app.embedded import environment
 from app.store import attempts, jobs
 from app.store.runs import runs_folder
 from app.store.session import make_engine
+from workers.devices import environment_of
 from workers.holder import Holder
 
 LOOK_SECONDS = 0.1
@@ -53,7 +54,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**kept, **environment(holder.store.settings)},
+                env={**kept, **environment(holder.store.settings), **environment_of(claim.devices)},
                 pass_fds=(holder.board.descriptor,),
                 start_new_session=True,
             )

@@ -254,6 +254,7 @@ class Watch:
         self._next_care = time.monotonic() + UNCLAIMED_SECONDS
         waiting = job["state"] in ("queued", "retry_wait")
         self._say_who_has_the_encoder(job, waiting, report)
+        self._say_who_has_devices(job, waiting, report)
         if self.store.embedded:
             if waiting or is_silent(job):
                 care_for_workers(self.store)
@@ -276,6 +277,19 @@ class Watch:
             report.say(
                 f"job {self.job_id} waits: no worker has the encoder {encoder!r}; workers seen: {seen}; start one "
                 "where it is installed (docs/encoders.md)."
+            )
+
+    def _say_who_has_devices(self, job: dict[str, Any], waiting: bool, report: Report) -> None:
+        from app.store import devices
+
+        if not (waiting and job["num_devices"]) or self._connection is None:
+            return
+        seen = devices.too_few(self._connection, job["queue"], job["num_devices"])
+        if seen is not None:
+            self._next_care = time.monotonic() + LINE_SECONDS
+            report.say(
+                f"job {self.job_id} waits: it needs {job['num_devices']} devices of one host; workers seen: "
+                f"{'; '.join(seen)}; start one where there are as many, or ask for fewer with --gpus."
             )
 
     def _is_served(self, queue: str) -> bool:

@@ -214,6 +214,7 @@ def environment(settings: Settings) -> Mapping[str, str]:
         "LACHESIS_POSTGRES": str(settings.postgres_version),
         "LACHESIS_ROLE_PREFIX": settings.role_prefix,
         "LACHESIS_ENCODERS": settings.encoders,
+        "LACHESIS_DEVICES": settings.devices,
         **{f"LACHESIS_ROOT_{name.upper()}": str(path.absolute()) for name, path in settings.roots.items()},
     }
     return {name: value for name, value in named.items() if value}

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    Computed,
     Date,
     Float,
     ForeignKey,
@@ -28,6 +29,10 @@ from app.schema.base import MOMENT, NAIVE, NOW, Base, column
 
 STATES = ("queued", "running", "retry_wait", "succeeded", "failed", "cancelled", "dead")
 _STATES = ", ".join(f"'{state}'" for state in STATES)
+_DEVICES = (  # as Postgres writes it, so that drift is seen
+    "CASE WHEN (kind = ANY (ARRAY['pretrain'::text, 'embed'::text])) "
+    "THEN (COALESCE(((args ->> 'gpus'::text))::smallint, (1)::smallint))::integer ELSE 0 END"
+)
 
 
 class Job(Base):
@@ -96,6 +101,9 @@ class Job(Base):
     shard: Mapped[int | None] = column("Which share of its parent's work it is; null for work of its own", SmallInteger)
     schedule_id: Mapped[int | None] = column("Schedule that queued it", ForeignKey("ops.schedule.schedule_id"))
     scheduled_for: Mapped[dt.datetime | None] = column("For which occurrence", MOMENT)
+    num_devices: Mapped[int] = column(
+        "Devices of one host that it needs at once", SmallInteger, Computed(_DEVICES, persisted=True)
+    )
 
 
 class JobAttempt(Base):
@@ -117,6 +125,7 @@ class JobAttempt(Base):
     start_step: Mapped[int | None] = column("Step a resumed training started at", BigInteger)
     peak_rss_bytes: Mapped[int | None] = column("Largest memory", BigInteger)
     error_message: Mapped[str | None] = column("The error, one sentence", Text)
+    devices: Mapped[list[str] | None] = column("Devices of the host that are its alone while it runs", ARRAY(Text))
 
 
 class JobProgress(Base):
@@ -201,6 +210,7 @@ class Worker(Base):
     code_version: Mapped[str] = column("Version of Lachesis", Text)
     device: Mapped[str | None] = column("Device, e.g. cpu or the GPU's name", Text)
     encoders: Mapped[list[str] | None] = column("Encoders it can build; null of a worker that did not say", ARRAY(Text))
+    devices: Mapped[list[str] | None] = column("Devices of its host that its jobs may use; null: unsaid", ARRAY(Text))
 
 
 class Schedule(Base):

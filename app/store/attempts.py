@@ -87,10 +87,10 @@ def note_progress(connection: Connection, job_id: int, fence: int) -> None:
 
 
 _REGISTER = """
-INSERT INTO ops.worker (worker_id, host, pid, queues, code_version, device, encoders)
-VALUES (:worker, :host, :pid, :queues, :version, :device, :encoders)
+INSERT INTO ops.worker (worker_id, host, pid, queues, code_version, device, encoders, devices)
+VALUES (:worker, :host, :pid, :queues, :version, :device, :encoders, :devices)
 ON CONFLICT (worker_id) DO UPDATE SET heartbeat_at = clock_timestamp(), stopped_at = NULL, queues = EXCLUDED.queues,
-    encoders = EXCLUDED.encoders
+    encoders = EXCLUDED.encoders, devices = EXCLUDED.devices
 """
 
 
@@ -104,10 +104,12 @@ def register_worker(
     version: str,
     device: str | None,
     encoders: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None,
 ) -> None:
     """Enter a worker; again after its row was removed."""
     values = {"host": host, "pid": pid, "queues": list(queues), "version": version, "device": device}
     values["encoders"] = None if encoders is None else list(encoders)
+    values["devices"] = None if devices is None else list(devices)
     _run(connection, _REGISTER, worker=worker_id, **values)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError, UnknownName
+from app.store import devices
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -30,6 +31,8 @@ class Claim:
     kind: str
     name: str | None
     args: dict[str, Any]
+    devices: tuple[str, ...] = ()
+    """Devices of its host that are this attempt's alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +132,7 @@ WITH due AS MATERIALIZED (
       AND (args ->> 'encoder' IS NULL
            OR NOT EXISTS (SELECT FROM ops.worker w WHERE args ->> 'encoder' = ANY(w.encoders))
            OR EXISTS (SELECT FROM ops.worker w WHERE w.worker_id = :worker AND args ->> 'encoder' = ANY(w.encoders)))
+      AND {may_claim}
     ORDER BY priority, job_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE ops.job j SET
@@ -138,13 +142,16 @@ UPDATE ops.job j SET
 FROM due
 WHERE j.job_id = due.job_id
   AND NOT EXISTS (SELECT FROM ops.job h WHERE h.worker_id = :worker AND h.state = 'running')
-RETURNING j.job_id, j.fence, j.kind, j.name, j.args
+RETURNING j.job_id, j.fence, j.kind, j.name, j.args, j.num_devices
 """
-_CLAIM_BEST = _CLAIM.format(which="queue = ANY(:queues) AND run_after <= clock_timestamp()")
-_CLAIM_ONE = _CLAIM.format(which="job_id = :job")
+_CLAIM_BEST = _CLAIM.format(
+    which=f"queue = ANY(:queues) AND run_after <= clock_timestamp() AND {devices.IN_TURN}", may_claim=devices.MAY_CLAIM
+)
+_CLAIM_ONE = _CLAIM.format(which="job_id = :job", may_claim=devices.MAY_CLAIM)
 
 _ATTEMPT = """
-INSERT INTO ops.job_attempt (job_id, fence, worker_id, host, pid) VALUES (:job, :fence, :worker, :host, :pid)
+INSERT INTO ops.job_attempt (job_id, fence, worker_id, host, pid, devices)
+VALUES (:job, :fence, :worker, :host, :pid, :devices)
 """
 
 
@@ -173,8 +180,11 @@ def claim(
         job_id: the job to take.
         kinds: kinds that this code knows; others wait for newer workers.
     """
-    _run(connection, "SELECT FROM ops.worker WHERE worker_id = :worker FOR UPDATE", worker=worker_id)
-    which = {"queues": list(queues)} if job_id is None else {"job": job_id}
+    own = _run(connection, "SELECT devices FROM ops.worker WHERE worker_id = :worker FOR UPDATE", worker=worker_id)
+    offered = list(own.scalar() or ())
+    free = devices.lock_free(connection, host, offered)
+    which: dict[str, Any] = {"queues": list(queues)} if job_id is None else {"job": job_id}
+    which |= {"offered": len(offered), "free": len(free)}
     row = (
         _run(
             connection,
@@ -190,8 +200,11 @@ def claim(
     )
     if row is None:
         return None
-    _run(connection, _ATTEMPT, job=row["job_id"], fence=row["fence"], worker=worker_id, host=host, pid=pid)
-    return Claim(**row)
+    claimed = dict(row)
+    held = free[: claimed.pop("num_devices")]
+    who = {"worker": worker_id, "host": host, "pid": pid, "devices": held or None}
+    _run(connection, _ATTEMPT, job=row["job_id"], fence=row["fence"], **who)
+    return Claim(**claimed, devices=tuple(held))
 
 
 def due_seconds(connection: Connection, queues: Sequence[str], kinds: Iterable[str]) -> float | None:
@@ -504,7 +517,7 @@ _FIND = f"""
 SELECT j.job_id, j.kind, j.queue, j.name, j.state, j.result, j.exit_code, j.error_class, j.error_message, j.finished_at,
        j.attempt, j.fence, j.worker_id, j.cancel_requested_at, {DONE} AS done, p.total, p.unit, p.note,
        extract(epoch FROM clock_timestamp() - j.heartbeat_at)::float8 AS silent_seconds, {OPEN_SHARDS} AS open_shards,
-       j.args ->> 'encoder' AS encoder
+       j.args ->> 'encoder' AS encoder, j.num_devices
 FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) WHERE j.job_id = :job
 """
 

@@ -82,6 +82,6 @@ def test_fewer_devices_than_asked_for_are_told(monkeypatch: pytest.MonkeyPatch) 
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="Expected 4 devices for --gpus 4, found 2"):
+    with pytest.raises(InputError, match="Expected 4 devices for --gpus 4, CUDA shows 2"):
         check_devices(4)
     assert check_devices(2) == 2
