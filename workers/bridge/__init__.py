@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import InputError, StoreError
-from app.store import names, timelines
+from app.store import moment, names, timelines
 from ml.labelling import LabelArrays, Sparse
 
 if TYPE_CHECKING:
@@ -139,8 +140,13 @@ SELECT y.cohort_member_id, m.eligible, array_send(y.event_tasks), array_send(y.e
        array_send(y.window_seconds), array_send(y.visit_tasks), coalesce(y.follow_up_seconds, -1),
        coalesce(y.data_cut_seconds, y.follow_up_seconds, -1), coalesce(y.death_seconds, -1)
 FROM label.tte y JOIN label.cohort_member m USING (cohort_member_id)
-WHERE y.label_set_id = %s {} ORDER BY y.cohort_member_id
+WHERE y.label_set_id = %(label_set)s AND {} ORDER BY y.cohort_member_id
 """
+_SOME_MEMBERS = _TTE.format("y.cohort_member_id = ANY (%(members)s::int8[])")
+_STRETCH = _TTE.format("y.cohort_member_id BETWEEN %(first)s AND %(last)s")
+
+STRETCH_MEMBERS = 1_024
+"""Labels of so many members are read and turned into arrays together."""
 
 _RULES = """
 SELECT start_seconds, prior = 'exclude', death = 'competing', follow_up = 'data_cut'
@@ -151,32 +157,67 @@ FROM label.task WHERE task_set_id = %s ORDER BY position
 def read_labels(connection: Connection, info: LabelSetInfo, members: NDArray[np.int64] | None = None) -> LabelArrays:
     """`label.tte` of a label set, or of some `members` of it, as arrays; members ascending, ineligible ones too.
 
+    Of a large set several connections read stretches of members at once, all of them at one moment.
     Where no data cut is known, tasks followed to the data cut end with the cohort's follow-up.
     """
-    cursor = binary_cursor(connection)
     if members is None:
-        rows = cursor.execute(_TTE.format(""), (info.label_set_id,)).fetchall()
+        parts = moment.read_parts(connection, partial(_read_stretch, info), _member_stretches(connection, info))
     else:
-        some = _TTE.format("AND y.cohort_member_id = ANY (%s)")
-        rows = cursor.execute(some, (info.label_set_id, members.tolist())).fetchall()
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 12
-    rules = cursor.execute(_RULES, (info.task_set_id,)).fetchall()
+        values = {"label_set": info.label_set_id, "members": members.tolist()}
+        parts = [_member_arrays(binary_cursor(connection).execute(_SOME_MEMBERS, values).fetchall())]
+    rules = binary_cursor(connection).execute(_RULES, (info.task_set_id,)).fetchall()
     start, excludes, competing, to_data_cut = list(zip(*rules, strict=True)) if rules else [()] * 4
     return LabelArrays(
-        member=np.array(columns[0], np.int64),
-        eligible=np.array(columns[1], np.bool_),
-        events=_sparse(columns[2], columns[3]),
-        priors=_sparse(columns[4]),
-        ineligibles=_sparse(columns[5]),
-        windows=_sparse(columns[6], columns[7]),
-        visits=_sparse(columns[8]),
-        follow_up_seconds=np.array(columns[9], np.int64),
-        data_cut_seconds=np.array(columns[10], np.int64),
-        death_seconds=np.array(columns[11], np.int64),
+        **{name: _joined([part[name] for part in parts]) for name in parts[0]},
         start_seconds=np.array(start, np.int64),
         excludes_prior=np.array(excludes, np.bool_),
         competing=np.array(competing, np.bool_),
         to_data_cut=np.array(to_data_cut, np.bool_),
+    )
+
+
+def _member_stretches(connection: Connection, info: LabelSetInfo) -> list[tuple[int, int]]:
+    """First and last member of stretches of a label set; at least one."""
+    statement = "SELECT cohort_member_id FROM label.tte WHERE label_set_id = %s ORDER BY 1"
+    rows = binary_cursor(connection).execute(statement, (info.label_set_id,)).fetchall()
+    ids = [row[0] for row in rows]
+    parts = [ids[begin : begin + STRETCH_MEMBERS] for begin in range(0, len(ids), STRETCH_MEMBERS)]
+    return [(part[0], part[-1]) for part in parts] or [(0, -1)]
+
+
+def _read_stretch(info: LabelSetInfo, connection: Connection, stretch: tuple[int, int]) -> dict[str, Any]:
+    values = {"label_set": info.label_set_id, "first": stretch[0], "last": stretch[1]}
+    return _member_arrays(binary_cursor(connection).execute(_STRETCH, values).fetchall())
+
+
+def _member_arrays(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    """The fields of `LabelArrays` that have a row a member."""
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 12
+    return {
+        "member": np.array(columns[0], np.int64),
+        "eligible": np.array(columns[1], np.bool_),
+        "events": _sparse(columns[2], columns[3]),
+        "priors": _sparse(columns[4]),
+        "ineligibles": _sparse(columns[5]),
+        "windows": _sparse(columns[6], columns[7]),
+        "visits": _sparse(columns[8]),
+        "follow_up_seconds": np.array(columns[9], np.int64),
+        "data_cut_seconds": np.array(columns[10], np.int64),
+        "death_seconds": np.array(columns[11], np.int64),
+    }
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Arrays, or sparse lists, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    if not isinstance(parts[0], Sparse):
+        return np.concatenate(parts)
+    counts = np.concatenate([np.diff(part.ptr) for part in parts])
+    return Sparse(
+        ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        task=np.concatenate([part.task for part in parts]),
+        seconds=None if parts[0].seconds is None else np.concatenate([part.seconds for part in parts]),
     )
 
 
@@ -193,12 +234,12 @@ _ARRAY_HEADER = 20
 
 def _sparse(tasks: Sequence[bytes], seconds: Sequence[bytes] | None = None) -> Sparse:
     """Arrays in Postgres's binary form (int2[], int8[]) as one sparse list: no Python object a number."""
-    packed = b"".join(t[_ARRAY_HEADER:] for t in tasks)
+    packed = b"".join([memoryview(t)[_ARRAY_HEADER:] for t in tasks])
     counts = np.array([max(len(t) - _ARRAY_HEADER, 0) // 6 for t in tasks], np.int64)
     task = np.frombuffer(packed, np.dtype([("length", ">i4"), ("value", ">i2")]))["value"].astype(np.int16)
     times = None
     if seconds is not None:
-        packed = b"".join(s[_ARRAY_HEADER:] for s in seconds)
+        packed = b"".join([memoryview(s)[_ARRAY_HEADER:] for s in seconds])
         times = np.frombuffer(packed, np.dtype([("length", ">i4"), ("value", ">i8")]))["value"].astype(np.int64)
     return Sparse(ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), task=task, seconds=times)
 

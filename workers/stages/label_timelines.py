@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.store import moment
 from app.store.copy import Ahead
 from app.store.work import Work
 from workers.bridge import Timelines, read_timelines
@@ -77,20 +78,13 @@ class Early:
 
     def __init__(self, work: Work, reading: Connection) -> None:
         self.work = work
-        self.snapshot = reading.exec_driver_sql("SELECT pg_export_snapshot()").scalar_one()
+        self.moment = moment.export(reading)
         self.reader: ReadAhead | None = None
 
     def begin(self, person: NDArray[np.int64], num_events: NDArray[np.int64], num_members: NDArray[np.int64]) -> None:
         """Begin to read the timelines of persons (ascending)."""
-        self.reader = ReadAhead(self._same_moment(), person, num_events, num_members)
-
-    @contextmanager
-    def _same_moment(self) -> Iterator[Connection]:
-        with self.work.connect() as connection:
-            apart = connection.execution_options(isolation_level="REPEATABLE READ")
-            apart.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{self.snapshot}'")
-            yield apart
-            apart.rollback()
+        opened = moment.see(self.work.connect(), self.moment)
+        self.reader = ReadAhead(opened, person, num_events, num_members)
 
     def __enter__(self) -> Early:
         return self
