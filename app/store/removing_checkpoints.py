@@ -114,7 +114,8 @@ def _stop(connection: Connection, final: Any, given: str, part: str) -> Any:
     row = connection.execute(
         text(
             f"{_ROW} WHERE job_id = :job AND NOT is_final AND CASE CAST(:part AS text) WHEN 'last' THEN true "
-            "WHEN 'best' THEN is_best ELSE epoch::text = :part END ORDER BY step DESC LIMIT 1"
+            "WHEN 'best' THEN is_best ELSE epoch::text = :part END "
+            "ORDER BY CASE WHEN :part IN ('best', 'last') THEN -step ELSE step END LIMIT 1"
         ),
         {"job": final.job_id, "part": part},
     ).first()

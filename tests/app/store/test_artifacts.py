@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from app.errors import InputError, StoreError, UnknownName
 from app.settings import Settings
-from app.store import artifacts
+from app.store import artifacts, jobs
 from app.store.places import place
 
 
@@ -36,6 +36,25 @@ def test_a_checkpoint_is_meant_by_its_name_its_id_or_the_beginning_of_its_digest
     for name in ("01234", "______", "%%%%%%", "b"):
         with pytest.raises(UnknownName):
             found(name)
+
+
+def test_an_epoch_is_its_end_where_later_stops_of_the_next_are_kept(engine: Engine) -> None:
+    steps = {10: 1, 14: 1, 20: 2, 27: 2, 30: 3}
+    with engine.begin() as connection:
+        job = jobs.insert(connection, kind="pretrain", queue="gpu", args={})
+    ids = {step: add(engine, "a", f"{step:010d}", is_final=step == 30) for step in steps}
+    with engine.begin() as connection:
+        for step, epoch in steps.items():
+            connection.execute(
+                text(
+                    "UPDATE model.checkpoint SET step = :s, epoch = :e, is_best = :s = 10, job_id = :j "
+                    "WHERE checkpoint_id = :c"
+                ),
+                {"s": step, "e": epoch, "j": job, "c": ids[step]},
+            )
+    with engine.connect() as connection:
+        for name, step in (("a@1", 10), ("a@2", 20), ("a@3", 30), ("a@best", 10), ("a@last", 30), ("a", 30)):
+            assert artifacts.find_checkpoint(connection, name).checkpoint_id == ids[step]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,9 @@ def test_a_finished_training_goes_with_its_stops_and_says_what_its_name_means_th
 def test_one_stop_is_meant_by_its_epoch_also_where_the_end_has_the_same(engine: Engine) -> None:
     with engine.begin() as connection:
         end = run(connection, "a")
+        do(connection, "UPDATE model.checkpoint SET step = 25, epoch = 2 WHERE checkpoint_id = :c", c=end - 1)
+        assert take(connection, "a@2", dry_run=True)["checkpoints"] == [end - 2]
+        do(connection, "UPDATE model.checkpoint SET step = 30, epoch = 3 WHERE checkpoint_id = :c", c=end - 1)
         assert take(connection, "a@3", dry_run=True)["checkpoints"] == [end - 1]
         assert take(connection, "a@last")["checkpoints"] == [end - 1]
         assert take(connection, "a@best")["checkpoints"] == [end - 2]
