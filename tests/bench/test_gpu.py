@@ -20,6 +20,7 @@ def test_the_script_for_accelerators_makes_every_row_at_tiny_sizes(tmp_path: Pat
         rows
     )
     assert rows["check-loss"] == "ok" and rows["published-run"] > 0
+    assert rows["check-chance"] == rows["check-resume"] == 0.0, "on the processor nothing is left to chance"
     assert "aten::" in (tmp_path / "profile.txt").read_text()
     table = (tmp_path / "gpu.md").read_text()
     assert "no measurement" in table.splitlines()[0] and "| check-loss | ok |" in table
