@@ -27,6 +27,7 @@ def _register() -> None:
     from app.cli import (
         cache,
         check,
+        compare,
         concepts,
         demo,
         diff,
@@ -53,6 +54,7 @@ def _register() -> None:
         plot,
         concepts,
         check,
+        compare,
         diff,
         export,
         promote,
