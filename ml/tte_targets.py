@@ -7,6 +7,7 @@ suffixes: B = scan, G = rule (tasks with equal rules share one), K = task, E = c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,10 +87,8 @@ class Stretches:
                 row, task, found = (a[labels.excludes_prior[task]] for a in (row, task, found))
             keys.append(row * tasks + task)
             seconds.append(found)
-        key = np.sort(np.concatenate(keys))  # np.unique hashes, which takes ten times longer
-        key = key[np.diff(key, prepend=-1) != 0]
+        key, (at_event, at_window, at_bar, at_prior) = _merged(keys)
         row, task = key // max(tasks, 1), key % max(tasks, 1)
-        at_event, at_window, at_bar, at_prior = (np.searchsorted(key, one) for one in keys)
         window = labels.start_seconds[task]
         window[at_window] = seconds[1]
         place = rows[row]
@@ -144,6 +143,19 @@ def _counted(
         inside = (edges[:-1] < end) & (end <= edges[1:])
         counted |= inside & event[..., None]
     return np.asarray(counted.sum(-1), np.float64)
+
+
+Places = NDArray[np.int64] | slice
+
+
+def _merged(lists: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], list[Places]]:
+    """Numbers from 0 on that any list holds, ascending, each once; and where those of each list are among them."""
+    named = [one for one in lists if len(one)]
+    if len(named) == 1 and (np.diff(named[0]) > 0).all():  # pretraining tasks mostly have outcomes and nothing else
+        return named[0], [slice(0, len(one)) for one in lists]
+    key = np.sort(np.concatenate(lists))  # np.unique hashes, which takes ten times longer
+    key = key[np.diff(key, prepend=-1) != 0]
+    return key, [np.searchsorted(key, one) for one in lists]
 
 
 class TteTargets:

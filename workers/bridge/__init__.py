@@ -143,7 +143,9 @@ FROM label.tte y JOIN label.cohort_member m USING (cohort_member_id)
 WHERE y.label_set_id = %(label_set)s AND {} ORDER BY y.cohort_member_id
 """
 _SOME_MEMBERS = _TTE.format("y.cohort_member_id = ANY (%(members)s::int8[])")
-_STRETCH = _TTE.format("y.cohort_member_id BETWEEN %(first)s AND %(last)s")
+_STRETCH = _TTE.format(  # of both tables: the planner knows that keys are equal, not that their bounds are
+    "y.cohort_member_id BETWEEN %(first)s AND %(last)s AND m.cohort_member_id BETWEEN %(first)s AND %(last)s"
+)
 
 STRETCH_MEMBERS = 1_024
 """Labels of so many members are read and turned into arrays together."""
