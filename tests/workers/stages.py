@@ -79,6 +79,7 @@ def bad_value(work: Work) -> dict[str, Any]:
 
 def stopped_late(work: Work) -> dict[str, Any]:
     """Write a last row when asked to stop, as a training writes its checkpoint."""
+    work.log("in its loop")
     try:
         while True:
             work.check()

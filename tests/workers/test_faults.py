@@ -104,7 +104,7 @@ def test_an_attempt_that_only_checks_learns_that_it_lost_its_job(lab: Lab) -> No
     sleeper = lab.worker()
     job_id = lab.submit("child_stopped_late")
     lab.until(lambda: lab.job(job_id)["state"] == "running" and lab.attempts(job_id)[0].pid != sleeper.pid)
-    time.sleep(1.0)  # until the stage is in its loop
+    lab.until(lambda: lab.scalar("SELECT count(*) FROM ops.job_log WHERE message = 'in its loop'"), 30)
     family = [psutil.Process(sleeper.pid), *psutil.Process(sleeper.pid).children(recursive=True)]
     for process in family:
         process.suspend()
@@ -150,7 +150,7 @@ def test_sigterm_hands_the_job_back_after_a_last_checkpoint(lab: Lab, kind: str)
     worker = lab.worker("--lease", "60", "--heartbeat", "10", "--poll", "0.2")
     job_id = lab.submit(kind)
     lab.until(lambda: lab.job(job_id)["state"] == "running")
-    time.sleep(1.0)  # until the stage is in its loop
+    lab.until(lambda: lab.scalar("SELECT count(*) FROM ops.job_log WHERE message = 'in its loop'"), 30)
     worker.terminate()
     assert worker.wait(10) == 0
     job = lab.job(job_id)
