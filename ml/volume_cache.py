@@ -1,4 +1,4 @@
-"""Volumes as the encoder wants them, decoded once and kept as int16 files that any process may map.
+"""Volumes as the encoder wants them, decoded once and kept as int16 files for any process.
 
 HOME/cache/RECIPE/SOURCE.json says which file holds the volume of a source, and what is known of it; the file's name is
 the digest of its voxels, so that equal volumes lie there once. Files are written beside and renamed: any number of
@@ -33,6 +33,8 @@ FEW = 4
 """Scans a child process is worth starting for."""
 HEADER_BYTES = 128
 """Of a .npy file."""
+AT_ONCE = 64
+"""Volumes decoded again together where a run misses one: whoever removed one rarely removed one alone."""
 STALE_PART_SECONDS = 6 * 3600
 """Half-written files that are older were left by a machine that went down."""
 
@@ -154,7 +156,7 @@ class VolumeCache:
 
         Args:
             cached: the volume.
-            out: where it is to be put, contiguous; None: it is mapped.
+            out: where it is to be put, contiguous.
 
         Raises:
             ValueError: it is gone, and its source cannot be read any more or holds another scan by now.
@@ -163,16 +165,13 @@ class VolumeCache:
             return self._get(cached, out)
         except (FileNotFoundError, ValueError):
             with self._rebuilding:
-                return self._get(self._rebuild(cached), out)
+                return self._get(cached if self._is_whole(cached.file) else self._rebuild(cached), out)
 
     def _get(self, cached: Cached, out: NDArray[np.int16] | None) -> NDArray[np.int16]:
         """Raises FileNotFoundError, or ValueError where the file is too short."""
-        file = self.folder / cached.file
-        if out is None:
-            voxels: NDArray[np.int16] = np.load(file, mmap_mode="r")
-            return voxels
-        # not by way of a map, whose pages are mapped one by one while they are copied
-        with file.open("rb", buffering=0) as stored:
+        out = np.empty(self.recipe.shape_zyx, np.int16) if out is None else out
+        # not by way of a map: a page of a file that was cut short since ends the process, and mapping costs more
+        with (self.folder / cached.file).open("rb", buffering=0) as stored:
             stored.seek(HEADER_BYTES)
             if stored.readinto(out.data.cast("B")) != out.nbytes:
                 raise ValueError("Expected a whole volume in the cache, found part of one.")
@@ -182,7 +181,8 @@ class VolumeCache:
         source = self._source_of.get(cached.file)
         if source is None:
             raise ValueError("Expected a volume in the cache, found none; run it again.")
-        outcome = self.prepare([source])[source]
+        others = [other for file, other in self._source_of.items() if other != source and not self._is_whole(file)]
+        outcome = self.prepare([source, *others[: AT_ONCE - 1]])[source]
         if isinstance(outcome, str):
             raise ValueError(f"A volume left the cache and could not be made again: {outcome}")
         if outcome.content_sha256 != cached.content_sha256:
@@ -208,10 +208,15 @@ class VolumeCache:
         try:
             facts = json.loads((self.folder / f"{stem_of(source, self.recipe)}.json").read_text())
             cached = Cached(**facts)
-            size = (self.folder / cached.file).stat().st_size
         except (OSError, ValueError, TypeError):
             return None
-        return cached if size == self.bytes_a_volume else None
+        return cached if self._is_whole(cached.file) else None
+
+    def _is_whole(self, file: str) -> bool:
+        try:
+            return (self.folder / file).stat().st_size == self.bytes_a_volume
+        except OSError:
+            return False
 
     def _touch(self, cached: Cached) -> None:
         try:
@@ -298,7 +303,11 @@ def keep(source: Source, recipe: VolumeRecipe, folder: Path) -> Mapping[str, Any
 
 
 def _write(file: IO[bytes], voxels: NDArray[np.int16]) -> None:
-    """A .npy file; unlike numpy's own writer it says by the error's number when the disk is full."""
+    """A .npy file; unlike numpy's own writer it says by the error's number when the disk is full.
+
+    It is not forced to the disk, which would take a tenth of decoding and more: what a host that goes down leaves is
+    shorter than a volume, as `_look_up` and `_get` see, and is decoded again.
+    """
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(voxels))
     file.write(voxels.data)
 

@@ -52,8 +52,11 @@ class ScanVolumes:
     """How many were not in the cache before."""
 
     def read(self, image: int, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
-        """(Z, Y, X) in HU, mapped, or in `out`."""
-        return self.cache.read(self.cached[image], out)
+        """(Z, Y, X) in HU. Raises InputError where it has to be decoded again and the disk is full."""
+        try:
+            return self.cache.read(self.cached[image], out)
+        except NoRoom:
+            raise became_full(self.cache) from None
 
     def permuted(self, source: dict[int, int]) -> ScanVolumes:
         """The same scans, each with the volume of another one."""
@@ -163,15 +166,20 @@ def _fill(work: Work, cache: VolumeCache, known: Known, lease: Lease) -> dict[So
         found = cache.prepare(list(known), report, known)
     except NoRoom:
         lease.close()
-        raise InputError(
-            f"The disk of the cache became full on the way; volumes that are whole stay. Free some of it, or set "
-            f"LACHESIS_CACHE to a folder on a larger one, and run it again: {gb(cache.bytes_a_volume)} a volume."
-        ) from None
+        raise became_full(cache) from None
     except BaseException:
         lease.close()
         raise
     lease.note(_names(cache, found.values()), 0)
     return found
+
+
+def became_full(cache: VolumeCache) -> InputError:
+    """What to do where the disk of the cache has no room for a volume."""
+    return InputError(
+        f"The disk of the cache became full on the way; volumes that are whole stay. Free some of it, or set "
+        f"LACHESIS_CACHE to a folder on a larger one, and run it again: {gb(cache.bytes_a_volume)} a volume."
+    )
 
 
 def _refuse_too_many(volumes: ScanVolumes, scans: Sequence[Scan]) -> None:

@@ -93,7 +93,7 @@ def attempt(told: dict[str, Any]) -> None:
         keeping.KEEP_SECONDS = keeping.KEEP_TIMES = 0.0
     settings = Settings(home=home, home_is_named=True)
     if told["trouble"]:
-        TROUBLES[told["trouble"]]()
+        TROUBLES[told["trouble"]](home)
     work = JobWork(claim, database_url=told["url"], settings=settings, board=Board())
     moments = Moments(home, told["step"], told["at"], halfway=told["halfway"])
     moments.watch(work.engine)
@@ -123,10 +123,37 @@ def hang() -> None:
     _on_rank_1(lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
-TROUBLES = {
-    "hang": hang,
-    "no memory": lambda: _on_rank_1(lambda: torch.empty(1 << 50)),
-    "other error": lambda: _on_rank_1(lambda: Path("/nowhere").read_text()),
+def cut_volumes(home: Path) -> None:
+    """All cached volumes lose half of what they hold, or are gone, in the middle of the run."""
+    honest = Training.load
+
+    def load(run: Training, micro: int) -> dict[str, Tensor]:
+        if micro == AT_STEP * run.passes_per_step:
+            for place, file in enumerate(sorted(home.rglob("cache/*/*.npy"))):
+                os.truncate(file, file.stat().st_size // 2) if place % 2 else file.unlink()
+        return honest(run, micro)
+
+    Training.load = load  # type: ignore[method-assign]
+
+
+def lose_prefetch() -> None:
+    """The thread that reads ahead dies."""
+    honest = Training.load
+
+    def load(run: Training, micro: int) -> dict[str, Tensor]:
+        if micro == AT_STEP * run.passes_per_step:
+            raise SystemExit
+        return honest(run, micro)
+
+    Training.load = load  # type: ignore[method-assign]
+
+
+TROUBLES: dict[str, Callable[[Path], None]] = {
+    "hang": lambda home: hang(),
+    "no memory": lambda home: _on_rank_1(lambda: torch.empty(1 << 50)),
+    "other error": lambda home: _on_rank_1(lambda: Path("/nowhere").read_text()),
+    "cut volumes": cut_volumes,
+    "lost prefetch": lambda home: lose_prefetch(),
 }
 
 
