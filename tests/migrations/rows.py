@@ -87,3 +87,33 @@ def add_checkpoint(connection: Connection, name: str, width: int) -> int:
         RETURNING checkpoint_id
     """)
     return int(connection.execute(statement, {"name": name, "width": width}).scalar_one())
+
+
+_SCANS = """
+INSERT INTO ops.source (name, details) VALUES ('s', '{}');
+INSERT INTO ops.load (source_id, kind, mode, table_name, state, files, content_sha256, num_read, num_loaded,
+                      num_rejected)
+VALUES (1, 'images', 'snapshot', 'image_occurrence', 'published', '[]', '', 0, 0, 0);
+INSERT INTO omop.person (person_id, gender_concept_id, birth_time, load_id)
+SELECT n, CASE WHEN n % 2 = 0 THEN 8507 ELSE 8532 END, TIMESTAMP '2019-06-01' - n % 80 * interval '1 year', 1
+FROM generate_series(1, :n) n;
+INSERT INTO omop.image_occurrence (person_id, acquired_at, date_only, acquired_at_source, image_key, root, path, format,
+                                   verdict, load_id)
+SELECT n, '2020-01-01 12:00', false, 'manifest', n, 'images', n, 'nifti',
+       CASE WHEN n % 3 = 0 THEN 'suspect' WHEN n % 100 = 1 THEN 'unusable' ELSE 'ok' END, 1
+FROM generate_series(1, :n) n ORDER BY n;
+INSERT INTO label.cohort (name, version, is_current, definition, attrition, follow_up, digest)
+VALUES ('chest', 1, true, '{}', '[]', 'observation_period', '');
+INSERT INTO label.cohort_member (cohort_id, person_id, image_occurrence_id, index_time, index_date_only, split,
+                                 eligible)
+SELECT 1, n, n, '2020-01-01 12:00', false, CASE WHEN n % 4 = 0 THEN 'held_out' ELSE 'train' END, true
+FROM generate_series(1, :n) n;
+ANALYZE omop.person, omop.image_occurrence, label.cohort_member;
+"""
+
+
+def add_scans(connection: Connection, n: int) -> None:
+    """Persons and scans 1 to n, cohort `chest`: even ones are men, each third scan is suspect, each fourth held out."""
+    for statement in _SCANS.replace(":n", str(n)).split(";\n"):
+        if statement.strip():
+            connection.exec_driver_sql(statement.replace("%", "%%"))

@@ -6,43 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from app.store import embedding_index
+from tests.migrations.rows import add_scans
 from tests.migrations.test_embeddings import clustered, fill, nearest, unit
 
 N = 12_000
 QUERIES = range(1, N + 1, 300)
-
-ROWS = """
-INSERT INTO ops.source (name, details) VALUES ('s', '{}');
-INSERT INTO ops.load (source_id, kind, mode, table_name, state, files, content_sha256, num_read, num_loaded,
-                      num_rejected)
-VALUES (1, 'images', 'snapshot', 'image_occurrence', 'published', '[]', '', 0, 0, 0);
-INSERT INTO omop.person (person_id, gender_concept_id, birth_time, load_id)
-SELECT n, CASE WHEN n % 2 = 0 THEN 8507 ELSE 8532 END, TIMESTAMP '2019-06-01' - n % 80 * interval '1 year', 1
-FROM generate_series(1, :n) n;
-INSERT INTO omop.image_occurrence (person_id, acquired_at, date_only, acquired_at_source, image_key, root, path, format,
-                                   verdict, load_id)
-SELECT n, '2020-01-01 12:00', false, 'manifest', n, 'images', n, 'nifti',
-       CASE WHEN n % 3 = 0 THEN 'suspect' WHEN n % 100 = 1 THEN 'unusable' ELSE 'ok' END, 1
-FROM generate_series(1, :n) n ORDER BY n;
-INSERT INTO label.cohort (name, version, is_current, definition, attrition, follow_up, digest)
-VALUES ('chest', 1, true, '{}', '[]', 'observation_period', '');
-INSERT INTO label.cohort_member (cohort_id, person_id, image_occurrence_id, index_time, index_date_only, split,
-                                 eligible)
-SELECT 1, n, n, '2020-01-01 12:00', false, CASE WHEN n % 4 = 0 THEN 'held_out' ELSE 'train' END, true
-FROM generate_series(1, :n) n;
-ANALYZE omop.person, omop.image_occurrence, label.cohort_member;
-"""
-
-
-def fill_rows(connection: Connection, n: int = N) -> None:
-    """Person n has scan n; even ones are men, every third scan is suspect, every fourth held out."""
-    for statement in ROWS.replace(":n", str(n)).split(";\n"):
-        if statement.strip():
-            connection.exec_driver_sql(statement.replace("%", "%%"))
-
 
 FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {
     "gender_concept_id := 8507": (lambda n: n % 2 == 0, True),
@@ -62,7 +33,7 @@ FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {
 def test_filtered_neighbours_come_from_the_index_where_many_are_left_and_are_the_right_ones(engine: Engine) -> None:
     checkpoint = fill(engine, N)
     with engine.begin() as connection:
-        fill_rows(connection)
+        add_scans(connection, N)
         embedding_index.tune(connection, checkpoint, list(range(1, N, 500)))
     directions, scans = unit(clustered(N)), np.arange(1, N + 1)
     for conditions, (keep, many) in FILTERS.items():
@@ -75,6 +46,7 @@ def test_filtered_neighbours_come_from_the_index_where_many_are_left_and_are_the
             near = f"SELECT image_occurrence_id FROM model.neighbours(%(i)s, 'tiny', 10, {conditions})"
             found = {i: list(connection.exec_driver_sql(near, {"i": i}).scalars()) for i in QUERIES}
         assert (f"embedding_{checkpoint}_hnsw" in plan) == many, plan
+        assert ("SubPlan" in plan) == many, "few scans are joined, many are asked one by one as the index gives them"
         assert "Incremental Sort" not in plan, "what the index gives is not sorted yet"
         hits = []
         for i, some in found.items():
