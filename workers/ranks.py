@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import traceback
 import uuid
@@ -91,10 +92,12 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     rendezvous = folder / f"rendezvous-{uuid.uuid4().hex}"
     children: dict[int, Child] = {}
+    finished = False
     try:
         for rank in range(1, count):
             children |= _fork(rank, count, rendezvous, follow)
         yield World.join(0, count, rendezvous)
+        finished = True
     except RuntimeError as error:
         ended = None if isinstance(error, torch.OutOfMemoryError) else _first_ended(children)
         if ended is not None and ended.lacked_memory:
@@ -104,8 +107,9 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
             raise
         raise RankEnded(f"{what}; the training goes on from its last stop.") from error
     finally:
-        with suppress(Exception):
-            torch.distributed.destroy_process_group()
+        if not finished:  # those who are left wait for somebody who may be gone
+            _kill(children)
+        _leave()
         _end(children)
         rendezvous.unlink(missing_ok=True)
 
@@ -155,15 +159,33 @@ def _unheard(error: RuntimeError) -> str:
     return f"A rank did not answer for {PATIENCE.total_seconds():g} s" if told else ""
 
 
+def _leave() -> None:
+    """Leave the group; in a thread, for a group of devices with a message that nobody answers may never let go."""
+    import torch
+
+    def leave() -> None:
+        with suppress(Exception):
+            torch.distributed.destroy_process_group()
+
+    if torch.distributed.is_initialized():
+        thread = threading.Thread(target=leave, daemon=True)
+        thread.start()
+        thread.join(GRACE_SECONDS)
+
+
 def _end(children: dict[int, Child]) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     while children:
         _reap(children)
         if time.monotonic() > deadline:
-            for pid in children:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _kill(children)
         time.sleep(0.02)
+
+
+def _kill(children: dict[int, Child]) -> None:
+    for pid in children:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _reap(children: dict[int, Child]) -> list[Ended]:

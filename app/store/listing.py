@@ -370,7 +370,7 @@ FROM ops.job j LEFT JOIN ops.job_progress p USING (job_id) WHERE j.shard IS NULL
         (
             "attempts",
             """
-SELECT fence, host, pid, started_at, finished_at, outcome, exit_code, signal, start_step, error_message
+SELECT fence, host, pid, devices, started_at, finished_at, outcome, exit_code, signal, start_step, error_message
 FROM ops.job_attempt WHERE job_id::text = :name ORDER BY fence
 """,
         ),
