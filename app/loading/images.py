@@ -35,7 +35,7 @@ from app.loading.images_link import (
     source_value_text,
     source_values,
 )
-from app.loading.images_manifest import HOST_ROOT, Entry, Refusal, read_manifest
+from app.loading.images_manifest import HOST_ROOT, Entry, Refusal, mask_path, read_manifest
 from app.loading.images_nifti import is_nifti, read_nifti
 from app.loading.images_read import LIST_NAME, FolderFacts, Found, read_folder, read_paths
 from app.loading.images_series import Series
@@ -328,7 +328,11 @@ def _scan(
     years = 1 if request.shift else 0  # dates that moved may have crossed a new year
     if not request.arbitrary_pairing and (link.contradicts or contradicts(header, person, tolerance_years=years)):
         header = replace(header, reasons=(*header.reasons, CONFLICT))
-    return Scan(record, person.person_id, when, candidate.root, candidate.series, header, candidate.mask)
+    mask, fault = mask_path(link.mask or "", request.folder, request.folder)
+    if fault:
+        return Refusal(record, "mask", fault)
+    mask = mask or candidate.mask
+    return Scan(record, person.person_id, when, candidate.root, candidate.series, header, mask)
 
 
 def _when(request: Request, candidate: Candidate, link: Link, header: Header) -> Acquired | None:

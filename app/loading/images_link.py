@@ -49,6 +49,8 @@ class Link:
     """What the matching file says of it."""
     contradicts: bool = False
     """Whether the matching file's other columns say something else than the header."""
+    mask: str | None = None
+    """The path of a mask, as the matching file states it."""
 
 
 class Linker(Protocol):
@@ -137,6 +139,7 @@ class MatchRow:
     person_id: int
     acquired: Acquired | None
     keys: Mapping[str, str]
+    mask: str | None = None
 
 
 @dataclass(slots=True)
@@ -162,6 +165,7 @@ class ByFile:
                     return Link(
                         person_id=row.person_id,
                         acquired=row.acquired,
+                        mask=row.mask,
                         contradicts=any(
                             facts[other] and stated and facts[other] != stated
                             for other, stated in row.keys.items()
@@ -176,10 +180,10 @@ class ByFile:
 
 
 def read_match_file(path: Path) -> ByFile:
-    """A CSV file with `person_id`, one or more of KEYS, and maybe `acquired_at`.
+    """A CSV file with `person_id`, one or more of KEYS, and maybe `acquired_at` and `mask`.
 
     A line may fill several keys: the first of KEYS that it fills is what scans are looked up by, the others are
-    compared with their headers. Paths are relative to the loaded folder and may be those of folders.
+    compared with their headers. Paths are relative to the loaded folder; those of scans may be folders'.
 
     Raises:
         InputError: it is none, naming the lines at fault.
@@ -227,11 +231,11 @@ def _add_row(match: ByFile, names: list[str], values: list[str], line: int) -> s
     acquired = parse_moment(moment, "match_file") if moment else None
     if moment and acquired is None:
         return "acquired_at is no time"
-    row = MatchRow(line=line, person_id=person_id, acquired=acquired, keys=keys)
+    row = MatchRow(line=line, person_id=person_id, acquired=acquired, keys=keys, mask=stated.get("mask") or None)
     first = next(iter(keys.items()))
     before = match.by_key.setdefault(first, row)
-    if before is not row and (before.person_id, before.acquired) != (person_id, acquired):
-        return f"the {first[0]} of line {before.line} again, with another person or time"
+    if before is not row and (before.person_id, before.acquired, before.mask) != (person_id, acquired, row.mask):
+        return f"the {first[0]} of line {before.line} again, with another person, time or mask"
     match.rows.append(row)
     return None
 

@@ -119,15 +119,15 @@ def _add(manifest: Manifest, names: list[str], values: list[str], root: Path, co
     acquired = parse_moment(moment, "manifest") if moment else None
     if moment and acquired is None:
         return refuse("acquired_at", "unparsable_time")
-    mask, fault = _mask(row.get(MASK, "").strip(), root, Path(beyond or root))
+    mask, fault = mask_path(row.get(MASK, "").strip(), root, Path(beyond or root))
     if fault:
         return refuse(MASK, fault)
     manifest.entries.append(Entry(manifest.size, person_id, acquired, path, beyond, mask))
     return None
 
 
-def _mask(stated: str, folder: Path, root: Path) -> tuple[str | None, str | None]:
-    """The mask that a record names, relative to its scan's root, and the rule that is broken."""
+def mask_path(stated: str, folder: Path, root: Path) -> tuple[str | None, str | None]:
+    """The mask stated, relative to its scan's root, or the rule that it breaks; neither where none is stated."""
     if not stated:
         return None, None
     mask = _relative(str(folder / stated), root)

@@ -225,6 +225,22 @@ def test_a_file_says_whose_scans_are(engine: Engine, work: Make, tmp_path: Path)
     assert result["unused_match_lines"] == 1
 
 
+def test_a_file_says_which_masks_scans_have(engine: Engine, work: Make, tmp_path: Path) -> None:
+    root = tmp_path / "export"
+    write_dicom(root / "a", SeriesInstanceUID="1.2.8")
+    write_dicom(root / "b", SeriesInstanceUID="1.2.9")
+    write_nifti(root / "a.mask.nii.gz")
+    header = "person_id,series_uid,mask"
+    match = write_manifest(tmp_path / "match.csv", "1,1.2.8,a.mask.nii.gz", "2,1.2.9,gone.nii.gz", header=header)
+    add_persons(engine, [1, 2])
+    result = load(work(path=str(root), match=str(match)))
+    assert result["rejects_by_rule"] == {"missing_mask": 1}
+    assert [(r["person_id"], r["details"]["mask"]) for r in query(engine, IMAGES)] == [(1, "a.mask.nii.gz")]
+    write_manifest(tmp_path / "match.csv", "1,1.2.8,a.mask.nii.gz", "1,1.2.8,", header=header)
+    with pytest.raises(InputError, match="line 3: the series_uid of line 2 again, with another person, time or mask"):
+        load(work(path=str(root), match=str(match)))
+
+
 def test_faults_of_a_matching_file_are_named_by_line_and_nothing_is_loaded(
     engine: Engine, work: Make, tmp_path: Path
 ) -> None:
