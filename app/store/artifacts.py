@@ -136,15 +136,24 @@ _UNUSED = """
 NOT EXISTS (SELECT FROM model.embedding_set e WHERE e.checkpoint_id = c.checkpoint_id)
 AND NOT EXISTS (SELECT FROM model.alias a WHERE a.checkpoint_id = c.checkpoint_id)
 AND NOT EXISTS (SELECT FROM model.checkpoint p WHERE p.parent_id = c.checkpoint_id)
+AND NOT EXISTS (
+    SELECT FROM ops.job j
+    CROSS JOIN unnest(ARRAY[j.args ->> 'checkpoint', j.args ->> 'against', j.args -> 'set' ->> 'weights']) n (name)
+    WHERE j.state IN ('queued', 'running', 'retry_wait') AND j.job_id IS DISTINCT FROM c.job_id
+      AND (starts_with(n.name, c.name || '@') OR n.name = c.checkpoint_id::text
+           OR length(n.name) >= 6 AND starts_with(c.sha256, n.name)
+           OR split_part(j.args ->> 'continue', '@', 1) IN (c.name, c.checkpoint_id::text)))
 """
+"""Nothing refers to a stop `c`, and no job that waits or is at work may mean it by what its arguments name."""
 SUPERFLUOUS = f"""
 SELECT c.checkpoint_id, c.job_id, c.name, c.epoch, c.path, c.num_bytes FROM (
     SELECT k.*, row_number() OVER (PARTITION BY k.job_id ORDER BY k.checkpoint_id DESC) AS newest
     FROM model.checkpoint k WHERE NOT k.is_final AND (CAST(:job AS bigint) IS NULL OR k.job_id = :job)) c
-WHERE c.newest > :keep AND NOT c.is_best AND NOT c.is_retreat AND {_UNUSED}
+WHERE c.newest > :keep AND NOT c.is_best AND {_UNUSED}
+  AND NOT (c.is_retreat AND NOT EXISTS (SELECT FROM ops.job j WHERE j.job_id = c.job_id AND j.state = 'succeeded'))
 """
-"""Stops on the way of one training, or of all, but for the newest `keep`, the best, the retreat and those something
-refers to."""
+"""Stops on the way of one training, or of all, but for the newest `keep`, the best, those in use, and the retreat until
+the training has ended well."""
 KEPT_STOPS = 3
 """Stops on the way that stay."""
 _FORGET = f"""

@@ -127,6 +127,47 @@ def test_stops_that_embeddings_aliases_or_trainings_rest_on_stay(
     assert epochs(engine, "done") == [1, 2, 3]
 
 
+def test_the_stop_to_go_back_to_stays_until_its_training_has_ended_well(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    jobs_ = [training(engine, settings, tmp_path, name, state) for name, state in (("a", "succeeded"), ("b", "failed"))]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE model.checkpoint SET is_retreat = true WHERE epoch = 2 AND NOT is_final"))
+    assert take(engine, settings) == [("stops", "a@2")] and epochs(engine, "b") == [1, 2, 3, 4, 5]
+    with engine.begin() as connection:
+        assert artifacts.forget_stops(connection, jobs_[1], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "held"),
+    [
+        ({"checkpoint": "done@2"}, True),
+        ({"checkpoint": "done@last"}, True),
+        ({"against": "3"}, True),
+        ({"checkpoint": "checkpoints/"}, True),  # the beginning of a digest; here digests are paths
+        ({"set": {"weights": "done@2"}}, True),
+        ({"continue": "done"}, True),
+        ({"checkpoint": "done"}, False),
+        ({"checkpoint": "another@2"}, False),
+        ({"set": {"weights": "/a/file.safetensors"}, "checkpoint": None}, False),
+    ],
+)
+def test_stops_that_a_waiting_or_running_job_may_mean_stay(
+    engine: Engine, settings: Settings, tmp_path: Path, args: dict[str, Any], held: bool
+) -> None:
+    done = training(engine, settings, tmp_path, "done", "succeeded")
+    with engine.begin() as connection:
+        job = jobs.insert(connection, kind="embed", queue="gpu", args=args)
+    if held:
+        assert not [one for one in look(engine, settings, stops=2) if one[1] == "done@3"]
+        with engine.begin() as connection:
+            artifacts.forget_stops(connection, done, 2)
+        assert 3 in epochs(engine, "done")
+        with engine.begin() as connection:
+            set_state(engine, connection, job, "succeeded")
+    assert ("stops", "done@3") in look(engine, settings, stops=2)
+
+
 def test_files_without_a_row_go_once_they_are_old_and_nobodys_else_do(
     engine: Engine, settings: Settings, tmp_path: Path
 ) -> None:
