@@ -48,16 +48,20 @@ class Ended:
     code: int
     said: str
     """Class and first line of its error; empty where it was killed."""
+    lacked: str
+    """`memory` or `shm`, where it had too little of that, as the next attempt would have, too."""
 
     def __str__(self) -> str:
         if self.code < 0:
             return f"Rank {self.rank} was ended by {signal.Signals(-self.code).name}"
         return f"Rank {self.rank} failed ({self.said or f'code {self.code}'})"
 
-    @property
-    def lacked_memory(self) -> bool:
-        """Whether its device or the host had too little memory, which the next attempt would have, too."""
-        return self.said.startswith(("OutOfMemoryError", "MemoryError")) or "allocate memory" in self.said
+
+def lacking(error: BaseException) -> str:
+    """What there was too little of: `memory` of a device or the host, or room in `shm`; empty for other errors."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        return "memory"
+    return "shm" if "/dev/shm/nccl" in str(error) else ""  # noqa: S108 - where devices put their messages
 
 
 def check_devices(count: int) -> int:
@@ -81,9 +85,8 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
     Raises:
         RankEnded: one of them failed or was killed.
         MemoryError: one of them had too little memory.
+        InputError: devices had no room for their messages.
     """
-    import torch
-
     from ml.parallel import SOLO, World
 
     if count == 1:
@@ -99,9 +102,12 @@ def ranks(count: int, folder: Path, follow: Callable[[World], object]) -> Iterat
         yield World.join(0, count, rendezvous)
         finished = True
     except RuntimeError as error:
-        ended = None if isinstance(error, torch.OutOfMemoryError) else _first_ended(children)
-        if ended is not None and ended.lacked_memory:
+        lacked = lacking(error)
+        ended = None if lacked else _first_ended(children)
+        if ended is not None and ended.lacked == "memory":
             raise MemoryError(f"rank {ended.rank}: {ended.said}") from error
+        if "shm" in (lacked, ended.lacked if ended is not None else ""):
+            raise no_shm() from None
         what = str(ended) if ended is not None else _unheard(error)
         if not what:
             raise
@@ -133,7 +139,7 @@ def _fork(rank: int, count: int, rendezvous: Path, follow: Callable[[World], obj
     except BaseException as error:
         traceback.print_exc()
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        os.write(tell, f"{type(error).__name__}: {first}".encode()[:LONGEST_WORD])
+        os.write(tell, f"{lacking(error)}\n{type(error).__name__}: {first}".encode()[:LONGEST_WORD])
     finally:
         os._exit(code)
 
@@ -148,7 +154,20 @@ def _first_ended(children: dict[int, Child]) -> Ended | None:
             deadline = min(deadline, time.monotonic() + 0.5)
         failed += found
         time.sleep(0.05)
-    return min(failed, key=lambda one: (one.code > 0, not one.lacked_memory), default=None)
+    return min(failed, key=lambda one: (one.code > 0, not one.lacked), default=None)
+
+
+def no_shm() -> InputError:
+    """What to do where /dev/shm has no room for what devices tell each other, as in many containers."""
+    try:
+        status = os.statvfs("/dev/shm")  # noqa: S108
+        there = f"{status.f_bavail * status.f_frsize / 1e6:,.0f} MB"
+    except OSError:
+        there = "none at all"
+    return InputError(
+        f"Expected room in /dev/shm for what devices tell each other, found {there}; give the container more "
+        "(`docker run --shm-size=1g` or `--ipc=host`), or use --gpus 1."
+    )
 
 
 def _unheard(error: RuntimeError) -> str:
@@ -195,7 +214,7 @@ def _reap(children: dict[int, Child]) -> list[Ended]:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             del children[pid]
-            said = os.read(child.words, LONGEST_WORD).decode(errors="replace")
+            lacked, _, said = os.read(child.words, LONGEST_WORD).decode(errors="replace").partition("\n")
             os.close(child.words)
-            ended.append(Ended(child.rank, os.waitstatus_to_exitcode(status), said))
+            ended.append(Ended(child.rank, os.waitstatus_to_exitcode(status), said, lacked))
     return ended

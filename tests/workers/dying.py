@@ -123,6 +123,14 @@ def hang() -> None:
     _on_rank_1(lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
+def no_shm() -> None:
+    """Fail in the words in which NCCL does."""
+    raise RuntimeError(
+        "NCCL error in: ProcessGroupNCCL.cpp:77, unhandled system error\n"
+        "Last error:\nError while creating shared memory segment /dev/shm/nccl-3Y4Kmh (size 9637888)"
+    )
+
+
 def cut_volumes(home: Path) -> None:
     """All cached volumes lose half of what they hold, or are gone, in the middle of the run."""
     honest = Training.load
@@ -152,6 +160,7 @@ TROUBLES: dict[str, Callable[[Path], None]] = {
     "hang": lambda home: hang(),
     "no memory": lambda home: _on_rank_1(lambda: torch.empty(1 << 50)),
     "other error": lambda home: _on_rank_1(lambda: Path("/nowhere").read_text()),
+    "no shm": lambda home: _on_rank_1(no_shm),
     "cut volumes": cut_volumes,
     "lost prefetch": lambda home: lose_prefetch(),
 }

@@ -40,3 +40,11 @@ def test_a_rank_that_fails_says_why_and_the_training_is_tried_again(trainings: T
     told = trainings.troubled(two_ranks(trainings, "lost"), "other error")
     assert told["state"] == "retry_wait"
     assert "Rank 1 failed (FileNotFoundError: " in told["error_message"]
+
+
+def test_a_rank_without_room_for_messages_between_devices_says_what_to_give_the_container(
+    trainings: Trainings,
+) -> None:
+    told = trainings.troubled(two_ranks(trainings, "narrow"), "no shm")
+    assert told["state"] == "failed" and told["error_class"] == "InputError"
+    assert "Expected room in /dev/shm" in told["error_message"] and "--shm-size=1g" in told["error_message"]

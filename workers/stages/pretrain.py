@@ -15,7 +15,7 @@ from workers.bridge import (
     TUNING,
 )
 from workers.holder import device
-from workers.ranks import check_devices, ranks
+from workers.ranks import check_devices, lacking, ranks
 from workers.scan_volumes import ScanVolumes, permuted_images, prepare
 from workers.stages.pretrain_left import clear
 from workers.stages.pretrain_plan import Plan, read_plan
@@ -180,8 +180,6 @@ def _absent(plan: Plan, targets: BinaryTargets) -> list[str]:
 
 
 def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Result:
-    from torch import OutOfMemoryError
-
     from ml.keeping import Diverged, Silent
     from ml.pretrain import keep_untrained, pretrain
 
@@ -208,7 +206,7 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
         scans = ", ".join(map(str, plan.members.image[error.rows][:20].tolist()))
         raise InputError(f"{error} Their image_occurrence_id: {scans}.") from None
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError | OutOfMemoryError) or "allocate memory" in str(error)):
+        if lacking(error) != "memory":
             raise
         raise InputError(too_large(plan.recipe, str(error))) from None
     watcher.flush()
