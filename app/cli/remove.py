@@ -78,13 +78,14 @@ def _checkpoint(name: str, *, force: bool, dry_run: bool, as_json: bool) -> None
     if as_json:
         typer.echo(jsonlib.dumps(found))
         return
-    stops = f" with {found['stops']} stops on the way" if found["stops"] else ""
+    stops = found["stops"]
+    also = f" and {stops:,} {'stop' if stops == 1 else 'stops'} on the way" if stops else ""
     means = f"; the name means {found['name_means']}" if found["is_final"] and found["name_means"] else ""
-    typer.echo(f"{_said(found)}{stops}, {in_words(found['bytes'])}{means}")
+    typer.echo(f"{_said(found, also)}, {in_words(found['bytes'])}{means}")
 
 
-def _said(found: dict[str, Any]) -> str:
-    said = f"{'would remove' if found['dry_run'] else 'removed'} {found['removed']}"
+def _said(found: dict[str, Any], also: str = "") -> str:
+    said = f"{'would remove' if found['dry_run'] else 'removed'} {found['removed']}{also}"
     return said + (f", on which rested {', '.join(found['rested_on_it'])}" if found["rested_on_it"] else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,11 @@ def resting(connection: Connection, kind: Kind, found: names.Version, is_current
     return rows + list(connection.execute(text(JOBS), values))
 
 
+def some_of(held: Sequence[str]) -> str:
+    """The first ten of what holds something, and how many more."""
+    return ", ".join(held[:10]) + (f" and {len(held) - 10} more" if len(held) > 10 else "")
+
+
 def remove(connection: Connection, kind: Kind, name: str, *, force: bool, dry_run: bool) -> dict[str, Any]:
     """Take a version away; the name means the newest that is left.
 
@@ -111,9 +117,8 @@ def remove(connection: Connection, kind: Kind, name: str, *, force: bool, dry_ru
     rows = resting(connection, kind, found, is_current)
     held = [row.what for row in rows if row.always or not force]
     if held:
-        shown = ", ".join(held[:10]) + (f" and {len(held) - 10} more" if len(held) > 10 else "")
         way = "remove them first" if any(row.always for row in rows) else "--force removes it all the same"
-        raise InputError(f"Expected nothing to rest on {kind.noun} {exact}, found {shown}; {way}.")
+        raise InputError(f"Expected nothing to rest on {kind.noun} {exact}, found {some_of(held)}; {way}.")
     result = {"removed": exact, "rested_on_it": [row.what for row in rows], "name_means": None, "dry_run": dry_run}
     left = connection.scalar(
         text(

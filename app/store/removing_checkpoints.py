@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InputError, LachesisError
 from app.store.artifacts import find_checkpoint
 from app.store.loads import supersede
+from app.store.removing import some_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -167,13 +168,7 @@ def remove(connection: Connection, given: str, *, force: bool, dry_run: bool) ->
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock, :id)"), lock)
             connection.execute(text("SELECT FROM model.checkpoint WHERE checkpoint_id = ANY(:ids) FOR UPDATE"), values)
         rows = _refuse_held(connection, meant, force=force)
-    files = connection.execute(
-        text(
-            "SELECT path, num_bytes FROM model.checkpoint WHERE checkpoint_id = ANY(:ids) "
-            "UNION SELECT path, 0 FROM model.embedding_set WHERE checkpoint_id = ANY(:ids)"
-        ),
-        values,
-    ).all()
+    files, size = _files(connection, meant.ids)
     left = connection.scalar(
         text(
             "SELECT max(checkpoint_id) FROM model.checkpoint "
@@ -188,12 +183,34 @@ def remove(connection: Connection, given: str, *, force: bool, dry_run: bool) ->
         "stops": meant.stops,
         "rested_on_it": [what for what, _ in rows],
         "name_means": None if left is None else f"{meant.name}, checkpoint {left}",
-        "bytes": sum(row.num_bytes for row in files),
+        "bytes": size,
         "dry_run": dry_run,
     }
     if not dry_run:
         _delete(connection, meant.ids)
-    return result, [row.path for row in files]
+    return result, files
+
+
+def _files(connection: Connection, ids: Sequence[int]) -> tuple[list[str], int]:
+    """Keys of the files of checkpoints and their embeddings; bytes of weights and of searched embeddings."""
+    from sqlalchemy import text
+
+    values = {"ids": list(ids)}
+    files = connection.execute(
+        text(
+            "SELECT path, num_bytes FROM model.checkpoint WHERE checkpoint_id = ANY(:ids) "
+            "UNION SELECT path, 0 FROM model.embedding_set WHERE checkpoint_id = ANY(:ids)"
+        ),
+        values,
+    ).all()
+    partitions = connection.scalar(
+        text(
+            "SELECT coalesce(sum(pg_total_relation_size(to_regclass('model.embedding_' || c))), 0)::bigint "
+            "FROM unnest(CAST(:ids AS integer[])) c"
+        ),
+        values,
+    )
+    return [row.path for row in files], sum(row.num_bytes for row in files) + int(partitions or 0)
 
 
 def _refuse_held(connection: Connection, meant: Meant, *, force: bool) -> list[tuple[str, bool]]:
@@ -201,10 +218,9 @@ def _refuse_held(connection: Connection, meant: Meant, *, force: bool) -> list[t
     rows = resting(connection, meant.ids)
     held = [what for what, always in rows if always or not force]
     if held:
-        shown = ", ".join(held[:10]) + (f" and {len(held) - 10} more" if len(held) > 10 else "")
         always = any(always for _, always in rows)
         way = "it stays as long as they do" if always else "--force removes them with it"
-        raise InputError(f"Expected nothing to rest on {meant.said}, found {shown}; {way}.")
+        raise InputError(f"Expected nothing to rest on {meant.said}, found {some_of(held)}; {way}.")
     return rows
 
 
