@@ -68,6 +68,11 @@ class Cached:
     mean_hu: float
     sd_hu: float
 
+    @property
+    def voxels_sha256(self) -> str:
+        """Of the volume itself, hexadecimal; its file has this name."""
+        return self.file.removesuffix(".npy")
+
 
 def volume_recipe(recipe: Recipe) -> VolumeRecipe:
     """The part of a recipe that says what a volume is."""

@@ -58,6 +58,16 @@ class ScanVolumes:
         except NoRoom:
             raise became_full(self.cache) from None
 
+    @property
+    def by_masks(self) -> bool:
+        """Whether a volume depends on a mask, too: of one content there may then be several."""
+        return self.cache.recipe.wants_mask
+
+    def embedded(self, image: int) -> str:
+        """Hexadecimal digest of what an encoder sees of a scan: of its content, with masks of the volume itself."""
+        cached = self.cached[image]
+        return cached.voxels_sha256 if self.by_masks else cached.content_sha256
+
     def permuted(self, source: dict[int, int]) -> ScanVolumes:
         """The same scans, each with the volume of another one."""
         cached = {image: self.cached[other] for image, other in source.items() if other in self.cached}

@@ -97,7 +97,8 @@ def embed(work: Work) -> dict[str, Any]:
     if checkpoint.shuffled:
         volumes = volumes.permuted(permuted_images(members, checkpoint.seed))
     order = _order(volumes, own)
-    anew = checkpoint.shuffled or trained.mean is None
+    # what is on record of a scan says nothing of its mask
+    anew = checkpoint.shuffled or trained.mean is None or volumes.by_masks
     incoming = Incoming(work, Place(checkpoint.checkpoint_id, cohort_id), order, anew=anew)
     unfinished = Unfinished(work.folder, checkpoint.sha256, checkpoint.width)
     known = _known(work, checkpoint, trained, order)
@@ -130,7 +131,7 @@ def _order(volumes: ScanVolumes, own: Mapping[int, str]) -> Order:
         raise InputError("Expected scans that can be read, found none.")
     return Order(
         images=np.array(images, np.int64),
-        embedded=[volumes.cached[image].content_sha256 for image in images],
+        embedded=[volumes.embedded(image) for image in images],
         own=[own.get(image, volumes.cached[image].content_sha256) for image in images],
     )
 
