@@ -45,7 +45,7 @@ def give(engine: Engine, images: list[int], mask: str) -> None:
 def vectors(engine: Engine) -> dict[int, str]:
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT image_occurrence_id, embedding::text FROM model.embedding"))
-        return dict(rows)
+        return dict(rows.tuples().all())
 
 
 def test_equal_scans_with_other_masks_have_vectors_of_their_own_and_a_changed_mask_a_new_one(
