@@ -61,7 +61,7 @@ def _measure(connection: Any, settings: Settings) -> dict[str, Any]:
 
 def _show(found: dict[str, Any], total: int, free: dict[str, int], *, partitions: bool) -> None:
     from app.cli.look import print_table
-    from app.cli.sizes import in_words
+    from app.cli.sizes import counted, in_words
 
     rows: list[dict[str, str]] = []
     for part, lines in (
@@ -86,41 +86,55 @@ def _show(found: dict[str, Any], total: int, free: dict[str, int], *, partitions
                 {
                     "partition": one["name"],
                     "size": in_words(one["bytes"]),
-                    "rows": f"{one['rows']:,}",
+                    "rows": "" if one["rows"] is None else f"{one['rows']:,}",
                     "what": one["what"],
                 }
                 for one in found["database"]["partitions"]
             ]
+        )
+    if missing := (found["artifacts"] or {}).get("missing_files"):
+        print(
+            f"lachesis: {counted(missing, 'file')} that rows name {'is' if missing == 1 else 'are'} not at "
+            f"{found['artifacts']['place']}; is LACHESIS_ARTIFACTS the place they were written to?",
+            file=sys.stderr,
         )
     disks = ", ".join(f"{in_words(size)} free at {path}" for path, size in free.items())
     typer.echo(f"{in_words(total)} in all; {disks}" if disks else f"{in_words(total)} in all")
 
 
 def _tables(part: dict[str, Any]) -> list[tuple[str, int, str]]:
-    from app.cli.sizes import in_words
+    from app.cli.sizes import counted, in_words
 
     lines = []
     for one in part["tables"]:
-        note = f"indexes {in_words(one['index_bytes'])}, about {one['rows']:,} rows"
+        note = f"indexes {in_words(one['index_bytes'])}" + (
+            f", about {counted(one['rows'], 'row')}" if one["rows"] else ""
+        )
         lines.append(
-            (one["name"], one["bytes"], note + (f", {one['partitions']} partitions" if one["partitions"] else ""))
+            (
+                one["name"],
+                one["bytes"],
+                note + (f", {counted(one['partitions'], 'partition')}" if one["partitions"] else ""),
+            )
         )
     return lines
 
 
 def _kinds(part: dict[str, Any]) -> list[tuple[str, int, str]]:
-    from app.cli.sizes import in_words
+    from app.cli.sizes import counted, in_words
 
     lines = []
     for one in part["kinds"]:
         unnamed = f", {in_words(one['unnamed_bytes'])} named by no row" if one["unnamed_bytes"] else ""
-        lines.append((one["name"], one["bytes"], f"{one['files']:,} files{unnamed}"))
+        lines.append((one["name"], one["bytes"], f"{counted(one['files'], 'file')}{unnamed}"))
     return lines
 
 
 def _recipes(part: dict[str, Any]) -> list[tuple[str, int, str]]:
+    from app.cli.sizes import counted
+
     lines = [
-        (one["recipe"], one["bytes"], f"{one['volumes']:,} volumes, {one['in_use']:,} in use")
+        (one["recipe"], one["bytes"], f"{counted(one['volumes'], 'volume')}, {one['in_use']:,} in use")
         for one in part["recipes"]
     ]
     return [*lines, ("copies of a bucket's files", part["copies_bytes"], "")]

@@ -60,7 +60,7 @@ def rm(
 
 def _checkpoint(name: str, *, force: bool, dry_run: bool, as_json: bool) -> None:
     from app.cli.look import connect
-    from app.cli.sizes import in_words
+    from app.cli.sizes import counted, in_words
     from app.errors import StoreError
     from app.settings import read_settings
     from app.store import named_files
@@ -78,8 +78,7 @@ def _checkpoint(name: str, *, force: bool, dry_run: bool, as_json: bool) -> None
     if as_json:
         typer.echo(jsonlib.dumps(found))
         return
-    stops = found["stops"]
-    also = f" and {stops:,} {'stop' if stops == 1 else 'stops'} on the way" if stops else ""
+    also = f" and {counted(found['stops'], 'stop')} on the way" if found["stops"] else ""
     means = f"; the name means {found['name_means']}" if found["is_final"] and found["name_means"] else ""
     typer.echo(f"{_said(found, also)}, {in_words(found['bytes'])}{means}")
 

@@ -12,3 +12,8 @@ def in_words(size: float) -> str:
         size, power = size / 1000, power + 1
     digits = 0 if power == 0 or abs(size) >= 99.95 else 1 if abs(size) >= 9.995 else 2
     return f"{size:.{digits}f} {UNITS[power]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 file, 2 files."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 TABLES = """
 SELECT n.nspname || '.' || r.relname AS name, sum(coalesce(pg_table_size(c.oid), 0))::bigint AS table_bytes,
        sum(coalesce(pg_indexes_size(c.oid), 0))::bigint AS index_bytes,
-       sum(greatest(c.reltuples, 0))::bigint AS rows, count(*) FILTER (WHERE c.relispartition) AS partitions
+       (sum(c.reltuples) FILTER (WHERE c.reltuples >= 0 AND c.relkind <> 'p'))::bigint AS rows,
+       count(*) FILTER (WHERE c.relispartition) AS partitions
 FROM pg_class c
 JOIN pg_class r ON r.oid = coalesce(pg_partition_root(c.oid), c.oid)
 JOIN pg_namespace n ON n.oid = r.relnamespace
@@ -31,7 +32,7 @@ GROUP BY 1 ORDER BY sum(coalesce(pg_total_relation_size(c.oid), 0)) DESC, 1
 
 PARTITIONS = """
 SELECT n.nspname || '.' || c.relname AS name, coalesce(pg_total_relation_size(c.oid), 0) AS bytes,
-       greatest(c.reltuples, 0)::bigint AS rows, obj_description(c.oid, 'pg_class') AS what
+       nullif(c.reltuples, -1)::bigint AS rows, obj_description(c.oid, 'pg_class') AS what
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname IN ('omop', 'label', 'model', 'ops') AND c.relkind = 'r' AND c.relispartition
 ORDER BY 2 DESC, 1
@@ -39,7 +40,7 @@ ORDER BY 2 DESC, 1
 
 
 def database(connection: Connection) -> dict[str, Any]:
-    """Bytes of the database; a row a table, largest first (rows as statistics have them), and a row a partition."""
+    """Bytes of the database; a row a table, largest first (rows by statistics, if any), and a row a partition."""
     from sqlalchemy import text
 
     tables = [dict(row) for row in connection.execute(text(TABLES)).mappings()]
@@ -51,7 +52,7 @@ def database(connection: Connection) -> dict[str, Any]:
 
 
 def files(connection: Connection, settings: Settings) -> dict[str, Any]:
-    """Bytes and files among the artifacts, a row a kind: and how much of it no row names.
+    """Bytes and files among the artifacts, a row a kind and how much of it no row names; how many named are missing.
 
     Raises:
         ArtifactsAway: a bucket does not answer.
@@ -68,7 +69,9 @@ def files(connection: Connection, settings: Settings) -> dict[str, Any]:
         {"name": kind, "bytes": size[kind], "files": count[kind], "unnamed_bytes": unnamed[kind]}
         for kind in sorted(count, key=lambda kind: -size[kind])
     ]
-    return {"bytes": sum(size.values()), "place": place(settings).name("").rstrip("/"), "kinds": kinds}
+    missing = len(named - {one.key for one in listed})
+    where = place(settings).name("").rstrip("/")
+    return {"bytes": sum(size.values()), "place": where, "kinds": kinds, "missing_files": missing}
 
 
 def volumes(settings: Settings) -> dict[str, Any]:

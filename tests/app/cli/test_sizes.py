@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.cli.sizes import in_words
+from app.cli.sizes import counted, in_words
 
 
 @pytest.mark.parametrize(
@@ -14,3 +14,7 @@ from app.cli.sizes import in_words
 )  # fmt: skip
 def test_sizes_have_three_digits_and_a_unit(size: float, said: str) -> None:
     assert in_words(size) == said
+
+
+def test_one_is_not_several() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2, 1000)] == ["0 files", "1 file", "2 files", "1,000 files"]

@@ -291,6 +291,10 @@ def test_the_sizes_add_up(engine: Engine, settings: Settings, tmp_path: Path) ->
     (kind,) = files["kinds"]
     assert (kind["name"], kind["files"], kind["unnamed_bytes"]) == ("checkpoints", 7, len("nobody's"))
     assert kind["bytes"] == files["bytes"] == 6 * len("done 1") + len("nobody's")
+    assert files["missing_files"] == 0
+    with engine.connect() as connection:
+        place(settings).remove(next(iter(named_files.named(connection))))
+        assert disk.files(connection, settings)["missing_files"] == 1
 
 
 def test_the_commands_say_first_and_remove_by_yes(engine: Engine, settings: Settings, tmp_path: Path) -> None:
@@ -313,6 +317,8 @@ def test_the_commands_say_first_and_remove_by_yes(engine: Engine, settings: Sett
     code, out, err = ran("du")
     assert code == 0 and "checkpoints" in out and "5 files" in out and "in all" in out and err == ""
     assert json.loads(ran("du", "--json")[1])["artifacts"]["bytes"] == 5 * len("done 1")
+    code, _, err = ran("du", using=replace(settings, artifacts=str(tmp_path / "elsewhere")))
+    assert code == 0 and "5 files that rows name are not at" in err
     away = replace(settings, artifacts="s3://bucket.invalid")
     code, out, err = ran("du", using=away)
     assert code == 0 and "database" in out and "artifacts are not counted" in err
