@@ -10,7 +10,7 @@ SENTENCES = {
     "label": "{members:,} scans, {events:,} events; version {version}",
     "features": "{features:,} features of {members:,} scans, {values:,} values",
     "pretrain": "{steps:,} steps on {num_train:,} scans for {num_tasks:,} tasks; checkpoint {checkpoint_id}",
-    "embed": "{num_scans:,} scans as vectors of {width:,}; checkpoint {checkpoint_id}",
+    "embed": "{num_scans:,} scans as vectors of {width:,}, {newly_embedded:,} made now; checkpoint {checkpoint_id}",
     "evaluate": "{estimable:,} of {tasks:,} tasks estimable, {metrics:,} metrics; checkpoint {checkpoint_id}",
     "report": "{file}",
 }

@@ -55,6 +55,8 @@ def similar(
         same_person=same_person,
         verdict=verdict,
     )
+    if out is not None and (out.suffix != ".png" or not out.absolute().parent.is_dir()):
+        raise InputError(f"Expected a file in an existing folder that ends in .png for -o, got {out}.")
     with connect().connect() as connection:
         rows = store.nearest(connection, image, checkpoint, k, among)
         summary = store.outcomes(connection, rows, labels, task, horizon_days) if labels and task else None
@@ -81,8 +83,6 @@ def draw(image: int, checkpoint: str, rows: list[dict[str, Any]], out: Path) -> 
     """Have a worker draw the slices, since it reads scans."""
     from app.cli.options import queue
 
-    if out.suffix != ".png" or not out.absolute().parent.is_dir():
-        raise InputError(f"Expected a file in an existing folder that ends in .png for -o, got {out}.")
     shown = [{"image": image, "title": f"scan {image}"}]
     shown += [{"image": row["image_occurrence_id"], "title": title(row)} for row in rows[:11]]
     args = {"checkpoint": checkpoint, "shown": shown, "out": str(out.absolute())}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InputError, UnknownName
+from app.store.artifacts import find_checkpoint
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -44,6 +45,7 @@ def nearest(connection: Connection, image: int, checkpoint: str, k: int, among: 
 
     if among.sex is not None and among.sex not in GENDERS:
         raise UnknownName("sex", among.sex, GENDERS)
+    find_checkpoint(connection, checkpoint)  # which knows the nearest name
     values = {"image": image, "checkpoint": checkpoint, "k": k, "cohort": among.cohort, "split": among.split}
     values |= {"gender": GENDERS[among.sex] if among.sex else None, "min_age": among.min_age}
     values |= {"max_age": among.max_age, "same_person": among.same_person, "verdict": among.verdict}

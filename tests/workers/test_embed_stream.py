@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,6 +122,51 @@ def test_a_stopped_embedding_goes_on_with_what_is_left_of_it(
     assert (result["newly_embedded"], result["resumed"], result["written"]) == (again, 59 - again, 60)
     assert rows(engine, SEEN) == whole and rows(engine, WAITING) == [(0,)]
     np.testing.assert_array_equal(file_of(engine, work)["embedding"], exact)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from app.settings import Settings
+from app.store.session import make_engine
+from app.store.work import InlineWork
+from workers.stages import embed, embed_incoming
+
+embed_incoming.ROWS = 8
+url, home, folder = sys.argv[1:]
+work = InlineWork(make_engine(url), args={"checkpoint": "u", "cohort": "chest"}, folder=Path(folder),
+                  settings=Settings(home=Path(home), home_is_named=True, database_url=url))
+work.progress = lambda *rest: time.sleep(0.05)
+embed.embed(work)
+"""
+
+
+def test_kill_9_costs_the_block_at_work(engine: Engine, cohort: SmallCohort, work: Work, tmp_path: Path) -> None:
+    settings = work().settings
+    folder = tmp_path / "runs" / "1" / "1"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(settings.database_url), str(settings.home), folder])
+    try:
+        deadline = time.monotonic() + 60
+        while rows(engine, WAITING)[0][0] < 16:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    ((waiting,),) = rows(engine, WAITING)
+    assert 16 <= waiting < 60 and rows(engine, SEEN) == []
+    again = InlineWork(
+        engine, args={"checkpoint": "u", "cohort": "chest"}, folder=tmp_path / "runs" / "1" / "2", settings=settings
+    )
+    result = embed(again)
+    assert result["resumed"] >= waiting and result["newly_embedded"] + result["resumed"] == 59
+    killed, vectors = dict(rows(engine, SEEN)), file_of(engine, work)["embedding"]
+    with engine.begin() as connection:
+        for table in ("embedding_set", "embedded_scan", "embedding"):
+            connection.execute(text(f"DELETE FROM model.{table}"))
+    embed(work(checkpoint="u", cohort="chest"))
+    assert dict(rows(engine, SEEN)) == killed
+    np.testing.assert_array_equal(file_of(engine, work)["embedding"], vectors)
 
 
 def test_what_another_attempt_took_away_is_written_before_all_is_seen(

@@ -91,6 +91,8 @@ def test_a_question_nobody_can_answer_is_one_sentence(engine: Engine, cohort: Sm
             with pytest.raises(error, match=r"'mortality'|'outcoms'"):
                 outcomes(connection, [], labels, task, 365)
             connection.rollback()
+        with pytest.raises(UnknownName, match=r"No checkpoint named 'uu'\. Did you mean 'u'"):
+            nearest(connection, cohort.images[3], "uu", 5, Among())
         with pytest.raises(UnknownName, match="Did you mean 'male'"):
             nearest(connection, cohort.images[3], "u", 5, Among(sex="mael"))
 

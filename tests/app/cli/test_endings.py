@@ -12,9 +12,9 @@ def test_a_kind_has_a_sentence_with_unchanged_said_first() -> None:
 
 
 def test_unreadable_scans_and_the_mean_c_are_told() -> None:
-    result = {"num_scans": 20, "width": 64, "checkpoint_id": 3, "num_failed": 2}
+    result = {"num_scans": 20, "width": 64, "newly_embedded": 7, "checkpoint_id": 3, "num_failed": 2}
     assert ending("embed", result) == (
-        "20 scans as vectors of 64; checkpoint 3; 2 scans cannot be read (its log says why of each)"
+        "20 scans as vectors of 64, 7 made now; checkpoint 3; 2 scans cannot be read (its log says why of each)"
     )
     judged = {"estimable": 1, "tasks": 2, "metrics": 264, "checkpoint_id": 3, "mean_harrell_c": [0.61234, 0.55, 0.7]}
     assert ending("evaluate", judged).endswith("; mean Harrell's C 0.612 (0.550 to 0.700)")
