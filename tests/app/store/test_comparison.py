@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from app.embedded import environment
 from app.errors import InputError, UnknownName
 from app.settings import Settings
 from app.store.comparison import Figure, compare
+from tests.app.store.command import lachesis
 from tests.migrations.rows import add_checkpoint, add_labels
 
 INSERT = """
@@ -103,15 +101,11 @@ def test_the_command_shows_a_table_rows_or_an_object(engine: Engine, settings: S
     with engine.begin() as connection:
         three(connection)
 
-    def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from app.cli import main; main()", "compare", *arguments]
-        env = {**os.environ, **environment(settings), "COLUMNS": "200"}
-        return subprocess.run(command, env=env, text=True, capture_output=True, check=False)
-
-    shown = ran("a", "b").stdout
+    ran = partial(lachesis, settings)
+    shown = ran("compare", "a", "b").out
     assert "0.700 (0.600 to 0.800)" in shown and "+0.100 (-0.050 to 0.250)" in shown and "b less a" in shown
     assert "mean over tasks" in shown and "beware: simulated" in shown and "horizon_days" not in shown
-    lines = ran("a", "b", "--csv").stdout.splitlines()
+    lines = ran("compare", "a", "b", "--csv").out.splitlines()
     assert len(lines) == 5 and lines[4] == "b,tte,late,,7,3,0.7,0.6,0.8,,0.1,-0.05,0.25"
-    assert json.loads(ran("a", "b", "--json").stdout)["rows"][1]["figures"][1]["difference"]["value"] == 0.1
-    assert ran("a", "c").returncode == ran().returncode == 2
+    assert json.loads(ran("compare", "a", "b", "--json").out)["rows"][1]["figures"][1]["difference"]["value"] == 0.1
+    assert ran("compare", "a", "c").code == ran("compare").code == 2

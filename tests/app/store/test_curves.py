@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from app.embedded import environment
 from app.errors import InputError, UnknownName
 from app.report.curve_figures import curves
 from app.settings import Settings
 from app.store import jobs
 from app.store.curves import read
+from tests.app.store.command import lachesis
 from tests.migrations.rows import add_checkpoint
 
 
@@ -98,18 +96,17 @@ def test_losses_of_other_arms_are_drawn_less_their_first_and_each_run_has_a_line
     assert alone.lines[0].get_ydata()[0] == pytest.approx(8.95)
 
 
-def test_the_command_writes_a_png_or_numbers(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+def test_the_command_writes_a_png_or_numbers(
+    engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with engine.begin() as connection:
         training(connection, "a", steps=(5, 30), epochs=3)
 
-    def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from app.cli import main; main()", "plot", "curves", *arguments]
-        env = {**os.environ, **environment(settings)}
-        return subprocess.run(command, env=env, text=True, capture_output=True, check=False, cwd=tmp_path)
-
-    assert ran("a", "-o", "curves.png").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    ran = partial(lachesis, settings, "plot", "curves")
+    assert ran("a", "-o", "curves.png").code == 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert ran("a").stdout == f"{tmp_path / 'curves-a.svg'}\n"
-    lines = ran("a", "--csv").stdout.splitlines()
+    assert ran("a").out == f"{tmp_path / 'curves-a.svg'}\n"
+    lines = ran("a", "--csv").out.splitlines()
     assert lines[0] == "run,arm,name,step,epoch,value" and lines[1] == "a,tte,train_loss,5,0.5,8.95"
-    assert ran("none").returncode == ran("a", "-o", "curves.gif").returncode == ran().returncode == 2
+    assert ran("none").code == ran("a", "-o", "curves.gif").code == ran().code == 2

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from contextlib import closing
@@ -17,7 +15,6 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, text
 
-from app.embedded import environment
 from app.errors import InputError
 from app.settings import Settings
 from app.store import artifacts, disk, jobs, named_files, pruning
@@ -26,6 +23,7 @@ from app.store.embeddings import replace_embeddings
 from app.store.incoming import Place, write_block
 from app.store.places import place
 from app.store.pruning import Options
+from tests.app.store.command import Ran, lachesis
 from tests.migrations.rows import add_checkpoint, add_labels
 
 
@@ -300,11 +298,8 @@ def test_the_sizes_add_up(engine: Engine, settings: Settings, tmp_path: Path) ->
 def test_the_commands_say_first_and_remove_by_yes(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     training(engine, settings, tmp_path, "done", "succeeded")
 
-    def ran(*arguments: str, using: Settings = settings) -> tuple[int, str, str]:
-        command = [sys.executable, "-c", "from app.cli import main; main()", *arguments]
-        env = {**os.environ, **environment(using), "COLUMNS": "200"}
-        done = subprocess.run(command, env=env, text=True, capture_output=True, check=False)
-        return done.returncode, done.stdout, done.stderr
+    def ran(*arguments: str, using: Settings = settings) -> Ran:
+        return lachesis(using, *arguments)
 
     code, out, _ = ran("prune")
     assert code == 0 and "done@2" in out and out.endswith("would remove 10 bytes; --yes removes it\n")

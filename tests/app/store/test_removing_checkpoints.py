@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from app.errors import InputError, UnknownName
 from app.store import artifacts, jobs, removing_checkpoints
 from app.store.embeddings import replace_embeddings
+from tests.app.store.command import lachesis
 from tests.migrations.rows import add_checkpoint, add_labels
 
 METRIC = """
@@ -214,11 +216,6 @@ def test_a_delivery_of_vectors_is_no_longer_shown_once_its_checkpoint_is_gone(en
 
 
 def test_the_command_takes_the_file_too(settings: Any, engine: Engine, tmp_path: Path) -> None:
-    import os
-    import subprocess
-    import sys
-
-    from app.embedded import environment
 
     file = tmp_path / "w.safetensors"
     file.write_bytes(b"w")
@@ -226,15 +223,8 @@ def test_the_command_takes_the_file_too(settings: Any, engine: Engine, tmp_path:
     with engine.begin() as connection:
         add_checkpoint(connection, "a", 4)
         do(connection, "UPDATE model.checkpoint SET path = :p, num_bytes = 1", p=key)
-    command = [sys.executable, "-c", "from app.cli import main; main()", "rm", "checkpoint"]
-
-    def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, **environment(settings)}
-        return subprocess.run([*command, *arguments], env=env, text=True, capture_output=True, check=False)
-
-    assert ran("a", "--dry-run").stdout == "would remove a, checkpoint 1, 1 bytes\n" and artifacts.is_kept(
-        settings, key
-    )
-    assert ran("b").returncode == 2
-    assert ran("a").stdout == "removed a, checkpoint 1, 1 bytes\n" and not artifacts.is_kept(settings, key)
-    assert ran("a").returncode == 2
+    ran = partial(lachesis, settings, "rm", "checkpoint")
+    assert ran("a", "--dry-run").out == "would remove a, checkpoint 1, 1 bytes\n" and artifacts.is_kept(settings, key)
+    assert ran("b").code == 2
+    assert ran("a").out == "removed a, checkpoint 1, 1 bytes\n" and not artifacts.is_kept(settings, key)
+    assert ran("a").code == 2
