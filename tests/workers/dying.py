@@ -24,7 +24,7 @@ from torch import Tensor
 from app.settings import Settings
 from app.store import attempts, jobs
 from app.store.session import make_engine
-from ml import keeping, parallel
+from ml import keeping, parallel, training
 from ml.training import Training
 from workers import ranks
 from workers.attempt import JobWork, execute
@@ -123,6 +123,18 @@ def hang() -> None:
     _on_rank_1(lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
+def diverge() -> None:
+    """Steps in a row are not finite, until the training has gone back."""
+    honest = Training.embedding
+
+    def embedding(run: Training, batch: Mapping[str, Tensor]) -> Tensor:
+        made = honest(run, batch)
+        return made * float("nan") if made.requires_grad and run.turn == 0 and run.step in range(8, 12) else made
+
+    training.RETREAT_STEPS = 6
+    Training.embedding = embedding  # type: ignore[assignment, method-assign]
+
+
 def no_shm() -> None:
     """Fail in the words in which NCCL does."""
     raise RuntimeError(
@@ -160,6 +172,7 @@ TROUBLES: dict[str, Callable[[Path], None]] = {
     "hang": lambda home: hang(),
     "no memory": lambda home: _on_rank_1(lambda: torch.empty(1 << 50)),
     "other error": lambda home: _on_rank_1(lambda: Path("/nowhere").read_text()),
+    "diverges": lambda home: diverge(),
     "no shm": lambda home: _on_rank_1(no_shm),
     "cut volumes": cut_volumes,
     "lost prefetch": lambda home: lose_prefetch(),

@@ -48,3 +48,14 @@ def test_a_rank_without_room_for_messages_between_devices_says_what_to_give_the_
     told = trainings.troubled(two_ranks(trainings, "narrow"), "no shm")
     assert told["state"] == "failed" and told["error_class"] == "InputError"
     assert "Expected room in /dev/shm" in told["error_message"] and "--shm-size=1g" in told["error_message"]
+
+
+@pytest.mark.long
+def test_two_ranks_go_back_together_and_when_stops_are_kept_decides_nothing(trainings: Trainings) -> None:
+    often, seldom = (trainings.job(name, gpus=2) for name in ("often", "seldom"))
+    for job, every_step in ((often, True), (seldom, False)):
+        assert trainings.troubled(job, "diverges", every_step=every_step)["state"] == "succeeded"
+        said = trainings.rows("SELECT message FROM ops.job_log WHERE job_id = :j", j=job)
+        assert sum("went back to step 6" in row.message for row in said) == 1
+    assert trainings.made(often) == trainings.made(seldom)
+    trainings.stands(often)

@@ -50,9 +50,9 @@ class Trainings:
             assert jobs.crash(connection, job, fence, message="killed", signal=-code) == "queued"
         return []
 
-    def troubled(self, job: int, trouble: str) -> dict[str, Any]:
+    def troubled(self, job: int, trouble: str, **how: Any) -> dict[str, Any]:
         """One attempt that something befalls, and that says so; the job afterwards."""
-        assert self._fork(job, trouble=trouble) == 0
+        assert self._fork(job, trouble=trouble, **how) == 0
         with self.engine.connect() as connection:
             return jobs.find(connection, job)
 
