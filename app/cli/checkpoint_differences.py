@@ -30,7 +30,8 @@ def show(found: dict[str, Any]) -> None:
         if rows:
             print_table([{key: _short(value) for key, value in row.items()} for row in rows], title)
     if found["validation"]:
-        print_table(found["validation"], "validation, losses in nats per event")
+        both_tte = all(found[side]["arm"] == "tte" for side in "ab")
+        print_table(found["validation"], "validation" + (", losses in nats per event" if both_tte else ""))
     paired = {_key(row): row for row in found["paired"]}
     rows = [
         _figure(row, paired.get(_key(row)))
