@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 ROWS = 1_000
 """Vectors of a block."""
+ASKED = 50_000
+"""Scans that one statement names."""
+_LEAST, _MOST = -(2**63), 2**63 - 1
+"""Ids of scans lie between."""
 TABLE = "model.incoming_embedding"
 COLUMNS = ("checkpoint_id", "cohort_id", "image_occurrence_id", "sha256", "embedding")
 
@@ -82,17 +87,20 @@ def _wanted(images: NDArray[np.int64], contents: Sequence[str]) -> dict[str, lis
 
 
 def keep_only(connection: Connection, place: Place, images: NDArray[np.int64], contents: Sequence[str]) -> None:
-    """Delete what waits here and is not the content of one of these scans."""
+    """Delete what waits here and is not the content of one of these scans, which ascend."""
     from sqlalchemy import text
 
     lock(connection, place)
-    connection.execute(
-        text(
-            f"DELETE FROM {TABLE} i WHERE checkpoint_id = :checkpoint AND cohort_id = :cohort AND NOT EXISTS "
-            f"(SELECT FROM {_WANTED} WHERE w.image_occurrence_id = i.image_occurrence_id AND w.sha256 = i.sha256)"
-        ),
-        place.values | _wanted(images, contents),
+    statement = text(
+        f"DELETE FROM {TABLE} i WHERE checkpoint_id = :checkpoint AND cohort_id = :cohort "
+        "AND image_occurrence_id >= :low AND image_occurrence_id < :high AND NOT EXISTS "
+        f"(SELECT FROM {_WANTED} WHERE w.image_occurrence_id = i.image_occurrence_id AND w.sha256 = i.sha256)"
     )
+    ends = [_LEAST, *images[ASKED::ASKED].tolist(), _MOST]
+    for number, (low, high) in enumerate(itertools.pairwise(ends)):
+        some = slice(number * ASKED, (number + 1) * ASKED)
+        values = place.values | _wanted(images[some], contents[some])
+        connection.execute(statement, values | {"low": low, "high": high})
 
 
 _WAITS = f"""EXISTS (SELECT FROM {TABLE} i WHERE i.checkpoint_id = :checkpoint AND i.cohort_id = :cohort
@@ -105,13 +113,17 @@ _SEEN = """EXISTS (SELECT FROM model.embedded_scan s JOIN model.embedding e USIN
 def missing(
     connection: Connection, place: Place, images: NDArray[np.int64], contents: Sequence[str], *, anew: bool
 ) -> list[int]:
-    """Scans whose embedding neither waits here nor is seen already (unless all are made `anew`), ascending."""
+    """Those of ascending scans whose embedding neither waits here nor is seen already (unless all are made `anew`)."""
     from sqlalchemy import text
 
     statement = f"SELECT w.image_occurrence_id FROM {_WANTED} WHERE NOT {_WAITS}"
     statement += "" if anew else f" AND NOT {_SEEN}"
-    values = place.values | _wanted(images, contents)
-    return list(connection.execute(text(f"{statement} ORDER BY 1"), values).scalars())
+    found: list[int] = []
+    for start in range(0, len(images), ASKED):
+        some = slice(start, start + ASKED)
+        values = place.values | _wanted(images[some], contents[some])
+        found += connection.execute(text(f"{statement} ORDER BY 1"), values).scalars()
+    return found
 
 
 _MOVE = (

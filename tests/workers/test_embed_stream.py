@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from sqlalchemy import Connection, Engine, text
 
 from app.errors import FenceLost
+from app.store import incoming
 from app.store.incoming import Place
 from app.store.places import place
 from app.store.work import InlineWork
@@ -38,6 +39,7 @@ WAITING = "SELECT count(*) FROM model.incoming_embedding"
 def cohort(engine: Engine, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> SmallCohort:
     """Sixty scans, of which the last two are one file; an untrained checkpoint `u`; blocks of eight vectors."""
     monkeypatch.setattr(embed_incoming, "ROWS", 8)
+    monkeypatch.setattr(incoming, "ASKED", 7)
     with engine.begin() as connection:
         made = insert_cohort(connection, tmp_path / "scans")
     pretrain(work(arm="base", encoder="tiny", labels="outcomes", name="u", seed=0, set=SMALL))
@@ -96,6 +98,24 @@ def test_vectors_go_to_the_store_while_others_are_made_and_are_seen_together(
     assert rows(engine, WAITING) == [(0,)]
     assert [waiting for _, waiting, _ in seen] == [max(0, done // 8 * 8) for done, _, _ in seen[:-1]] + [56]
     assert {public for _, _, public in seen} == {0}
+
+
+def test_what_waits_of_other_scans_or_contents_is_taken_away(engine: Engine, cohort: SmallCohort, work: Work) -> None:
+    images, contents = np.arange(10, 70), [f"{n:064x}" for n in range(60)]
+    with engine.begin() as connection:
+        checkpoint = add_checkpoint(connection, "w", 3)
+        place = Place(checkpoint, cohort.cohort_id)
+        incoming.write_block(connection, place, images, contents, np.ones((60, 3), np.float32))
+        kept = np.flatnonzero(images % 3)
+        changed = [contents[row] if row % 5 else "f" * 64 for row in kept.tolist()]
+        incoming.keep_only(connection, place, images[kept], changed)
+        found = connection.execute(text("SELECT image_occurrence_id FROM model.incoming_embedding ORDER BY 1"))
+        assert found.scalars().all() == [int(images[row]) for row in kept if row % 5]
+        assert incoming.missing(connection, place, images, contents, anew=False) == [
+            image for row, image in enumerate(images.tolist()) if image % 3 == 0 or row % 5 == 0
+        ]
+        incoming.keep_only(connection, place, images[:0], [])
+        assert connection.execute(text(WAITING)).scalar_one() == 0
 
 
 @pytest.mark.parametrize("lost", ["nothing", "what waits in the store", "the file of raw vectors"])
@@ -293,7 +313,7 @@ def test_vectors_are_never_all_in_memory(engine: Engine, work: Work, tmp_path: P
         connection.execute(text(insert + "VALUES ('c', 1, true, '{}', '[]', 'observation_period', '')"))
     attempt = work()
     unfinished = Unfinished(attempt.folder, "f" * 64, width)
-    incoming = Incoming(
+    arriving = Incoming(
         attempt, Place(checkpoint, 1), Order(images=images, embedded=contents, own=contents), anew=False
     )
     for start in range(0, count, 100):
@@ -301,7 +321,7 @@ def test_vectors_are_never_all_in_memory(engine: Engine, work: Work, tmp_path: P
         unfinished.add(contents[start : start + 100], made)
     tracemalloc.start()
     raw = unfinished.locate(contents)
-    incoming.fill(raw.take)
+    arriving.fill(raw.take)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(raw) == count and rows(engine, WAITING) == [(count,)]

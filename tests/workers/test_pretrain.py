@@ -120,6 +120,7 @@ def test_a_shuffled_checkpoint_embeds_the_volumes_of_others_inside_the_split(
     kept = {}
     for name in ("u", "s"):
         row = embed(work(checkpoint=name, cohort="chest"))
+        assert embed(work(checkpoint=name, cohort="chest"))["unchanged"]
         with engine.connect() as connection:
             path = connection.execute(
                 text("SELECT path FROM model.embedding_set WHERE checkpoint_id = :c"), {"c": row["checkpoint_id"]}
