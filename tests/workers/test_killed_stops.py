@@ -7,7 +7,6 @@ import pytest
 from tests.workers.trainings import STEP, Made, Trainings
 
 POINTS = [
-    ("os.rename runs/part", False),
     ("shutil.copyfile runs/safetensors", True),
     ("commit after os.rename", False),
     ("os.remove artifacts/safetensors", False),

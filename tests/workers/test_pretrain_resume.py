@@ -183,8 +183,12 @@ def test_a_batch_that_does_not_fit_into_memory_fails_with_the_settings_to_change
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nand more")
 
     monkeypatch.setattr(Training, "embedding", too_large)
-    with pytest.raises(InputError, match=r"fit into memory.*20 GiB.*--set batch="):
-        pretrain(attempt(1))
+    monkeypatch.setattr("ml.pretrain.embed", too_large)
+    for arm in ("tte", "base"):
+        work = attempt(1)
+        work.args["arm"] = arm
+        with pytest.raises(InputError, match=r"fit into memory.*20 GiB.*--set batch="):
+            pretrain(work)
 
 
 def test_the_best_stop_stays_beside_the_last_three_and_is_one(

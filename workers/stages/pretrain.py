@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,14 +182,15 @@ def _absent(plan: Plan, targets: BinaryTargets) -> list[str]:
 
 
 def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Result:
-    from ml.keeping import Diverged, Silent
+    from ml.keeping import Silent
     from ml.pretrain import keep_untrained, pretrain
 
     facts = {"name": plan.name, "arm": plan.arm, "described": described}
     common: dict[str, Any] = {"seed": plan.seed, "folder": work.folder, "facts": facts, "weights": plan.weights}
     if plan.arm in ("base", "untrained"):
         work.progress(0, None, "", "embedding train volumes")
-        return keep_untrained(plan.recipe, data, **common)
+        with _explained(plan):
+            return keep_untrained(plan.recipe, data, **common)
     step, kept = find_stops(work, plan.continues.stop if plan.continues is not None else None)
     work.started_at_step(step)
     _check_passes(plan, len(data.train))
@@ -199,9 +202,21 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
     def follow(world: World) -> None:
         pretrain(plan.recipe, data, observer=Silent(), world=world, **common)
 
+    with _explained(plan), ranks(plan.gpus, work.folder, follow) as world:
+        result = pretrain(plan.recipe, data, observer=watcher, world=world, **common)
+    watcher.flush()
+    if not result.finished:
+        raise Preempted
+    return result
+
+
+@contextmanager
+def _explained(plan: Plan) -> Iterator[None]:
+    """Have what no further attempt could mend end the job with what to do."""
+    from ml.keeping import Diverged
+
     try:
-        with ranks(plan.gpus, work.folder, follow) as world:
-            result = pretrain(plan.recipe, data, observer=watcher, world=world, **common)
+        yield
     except Diverged as error:
         scans = ", ".join(map(str, plan.members.image[error.rows][:20].tolist()))
         raise InputError(f"{error} Their image_occurrence_id: {scans}.") from None
@@ -209,10 +224,6 @@ def _train(work: Work, plan: Plan, data: Data, described: dict[str, Any]) -> Res
         if lacking(error) != "memory":
             raise
         raise InputError(too_large(plan.recipe, str(error))) from None
-    watcher.flush()
-    if not result.finished:
-        raise Preempted
-    return result
 
 
 def _check_passes(plan: Plan, num_train: int) -> None:
