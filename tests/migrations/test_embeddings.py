@@ -14,11 +14,11 @@ from tests.migrations.rows import add_checkpoint
 WIDTH = 64
 
 
-def clustered(n: int, seed: int = 0) -> np.ndarray:
-    """(n, WIDTH) float32 vectors in clusters, as embeddings of scans are."""
+def clustered(n: int, seed: int = 0, width: int = WIDTH) -> np.ndarray:
+    """(n, width) float32 vectors in clusters, as embeddings of scans are."""
     generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((200, WIDTH))
-    return (centres[generator.integers(0, 200, n)] + 0.5 * generator.standard_normal((n, WIDTH))).astype(np.float32)
+    centres = generator.standard_normal((200, width))
+    return (centres[generator.integers(0, 200, n)] + 0.5 * generator.standard_normal((n, width))).astype(np.float32)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -35,12 +35,12 @@ def nearest(vectors: np.ndarray, scan: int, k: int) -> set[int]:
     return {int(i) + 1 for i in np.argsort(distance, kind="stable")[:k]}
 
 
-def fill(engine: Engine, n: int, *, indexed: bool = True) -> int:
+def fill(engine: Engine, n: int, *, indexed: bool = True, width: int = WIDTH) -> int:
     """A checkpoint `tiny` with n embeddings."""
     with engine.begin() as connection:
-        checkpoint = add_checkpoint(connection, "tiny", WIDTH)
-        connection.execute(text("SELECT model.add_embedding_partition(:c, :w)"), {"c": checkpoint, "w": WIDTH})
-        replace_embeddings(connection, checkpoint, np.arange(1, n + 1), clustered(n))
+        checkpoint = add_checkpoint(connection, "tiny", width)
+        connection.execute(text("SELECT model.add_embedding_partition(:c, :w)"), {"c": checkpoint, "w": width})
+        replace_embeddings(connection, checkpoint, np.arange(1, n + 1), clustered(n, width=width))
     if indexed:
         with engine.begin() as connection:
             made = connection.execute(text("SELECT model.index_embedding_partition(:c)"), {"c": checkpoint}).scalar()

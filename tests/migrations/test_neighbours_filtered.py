@@ -81,3 +81,27 @@ def test_an_index_is_searched_as_narrowly_as_finds_ninety_nine_in_a_hundred(engi
         100,
         5_000,
     )
+
+
+def test_neighbours_are_found_where_none_near_the_scan_meets_the_condition(engine: Engine) -> None:
+    width = 256
+    checkpoint = fill(engine, N, width=width)
+    directions = unit(clustered(N, width=width))
+    drawn = np.random.default_rng(0)  # as `clustered` draws
+    drawn.standard_normal((200, width))
+    far = drawn.integers(0, 200, N) >= 100  # half of the clusters, and the queries are of the others
+    queries = np.flatnonzero(~far)[:80].tolist()
+    with engine.begin() as connection:
+        add_scans(connection, N)
+        embedding_index.tune(connection, checkpoint, list(range(1, N, 500)))
+        mark = "UPDATE omop.image_occurrence SET verdict = CASE WHEN image_occurrence_id = ANY (:i) "
+        ids = (np.flatnonzero(far) + 1).tolist()
+        connection.execute(text(f"{mark} THEN 'ok' ELSE 'suspect' END"), {"i": ids})
+    hits = []
+    with engine.begin() as connection:
+        near = "SELECT image_occurrence_id FROM model.neighbours(%(i)s, 'tiny', 10, verdict := 'ok')"
+        for row in queries:
+            found = set(connection.exec_driver_sql(near, {"i": row + 1}).scalars())
+            distance = np.where(far, 1 - directions @ directions[row], np.inf)
+            hits.append(len(found & set((np.argsort(distance)[:10] + 1).tolist())) / 10)
+    assert np.mean(hits) >= 0.99, np.mean(hits)
