@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
-from app.errors import InputError
+from app.errors import InputError, StoreError
+from app.store.places import place
 from app.store.work import InlineWork
 from ml.config import read_recipe
 from tests.workers.small_cohort import SMALL, insert_cohort
 from workers.bridge import find_label_set, read_scans
 from workers.scan_volumes import prepare
+from workers.stages.pretrain import pretrain
 
 
 @pytest.fixture
@@ -40,6 +42,44 @@ def fill(disk: Path) -> None:
             with suppress(OSError):
                 while True:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece)
+
+
+ARGS = {"arm": "tte", "encoder": "tiny", "labels": "outcomes", "name": "t", "seed": 0, "set": {**SMALL, "epochs": "1"}}
+
+
+def test_finished_weights_wait_for_room_among_the_artifacts(
+    engine: Engine, work: Callable[..., InlineWork], disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml.keeping.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("workers.stages.pretrain_stops.PAUSE_SECONDS", 0.3)
+    with engine.begin() as connection:
+        insert_cohort(connection, tmp_path / "scans")
+    made = work(**ARGS)
+    made.settings = replace(made.settings, artifacts=str(disk / "artifacts"))
+    said: list[str] = []
+
+    def log(message: str) -> None:
+        said.append(message)
+        if "finished weights" in message:
+            (disk / "ballast").unlink()
+
+    def progress(done: int, total: int | None = None, unit: str = "", note: str = "") -> None:
+        if (unit, done) == ("step", 1):
+            fill(disk)
+
+    made.progress = progress  # type: ignore[method-assign]
+    made.log = log  # type: ignore[method-assign]
+    assert pretrain(made)["steps"] > 0
+    assert any("The finished weights cannot be written (No space left on device)" in message for message in said)
+    with engine.connect() as connection:
+        (row,) = connection.execute(text("SELECT path, sha256 FROM model.checkpoint WHERE is_final")).all()
+    place(made.settings).get(row.path, row.sha256)
+    said.clear()
+    monkeypatch.setattr("workers.stages.pretrain_stops.END_SECONDS", 0.0)
+    made.args = {**ARGS, "name": "other"}
+    made.log = lambda message: None  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match=r"Expected to write the finished weights.*No space left on device"):
+        pretrain(made)
 
 
 def test_a_disk_that_becomes_full_is_told_and_what_is_whole_stays(

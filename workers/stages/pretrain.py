@@ -21,7 +21,7 @@ from workers.ranks import check_devices, lacking, ranks
 from workers.scan_volumes import ScanVolumes, permuted_images, prepare
 from workers.stages.pretrain_left import clear
 from workers.stages.pretrain_plan import Plan, read_plan
-from workers.stages.pretrain_stops import Watcher, find_stops, publish
+from workers.stages.pretrain_stops import Watcher, find_stops, publish_end
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,8 +60,7 @@ def pretrain(work: Work) -> dict[str, Any]:
     result = _train(work, plan, data, described)
     if result.file is None:  # never of a finished training
         raise Preempted
-    steps = (result.step, result.num_steps)
-    made = publish(work, plan, described, result.file, steps=steps, validation=result.validation)
+    made = publish_end(work, plan, described, result.file, result)
     return {
         "checkpoint_id": made.checkpoint_id,
         "name": plan.name,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import Preempted, StoreError
+from app.errors import ArtifactsAway, Preempted, StoreError
 from app.store import artifacts, named_files
 from app.store.places import place
 from app.store.work import Work
@@ -18,8 +19,10 @@ from workers.stages.pretrain_plan import Plan
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from ml.keeping import Kept
+    from ml.keeping import Kept, Result
 
+END_SECONDS, PAUSE_SECONDS = 600.0, 5.0
+"""How long it is tried to write finished weights, and how long after each failure."""
 FLUSH_POINTS = 12
 """Numbers of the loss curves written at once."""
 
@@ -143,6 +146,35 @@ class Published:
 
     checkpoint_id: int
     file: Path
+
+
+def publish_end(work: Work, plan: Plan, described: dict[str, Any], file: Path, result: Result) -> Published:
+    """Publish the finished weights; where they cannot be written it is tried again for a while, as they are all there.
+
+    Raises:
+        StoreError: they could not be written for so long; ArtifactsAway at once.
+        Cancelled, Preempted: the job shall end meanwhile.
+    """
+    steps, until, said = (result.step, result.num_steps), time.monotonic() + END_SECONDS, False
+    while True:
+        try:
+            return publish(work, plan, described, file, steps=steps, validation=result.validation)
+        except ArtifactsAway:  # the next attempt comes after a longer while
+            raise
+        except OSError as error:
+            why = error.strerror or str(error).rstrip(".")
+            if time.monotonic() > until:
+                raise StoreError(
+                    f"Expected to write the finished weights among the artifacts, got {why!r} for {END_SECONDS:g} s; "
+                    f"free some of the disk and run `lachesis retry {work.job_id}`, which goes on from the last stop."
+                ) from None
+        if not said:
+            work.log(f"The finished weights cannot be written ({why}); it is tried again for {END_SECONDS:g} s.")
+        said = True
+        pause = time.monotonic() + PAUSE_SECONDS
+        while time.monotonic() < pause:
+            work.check()
+            time.sleep(0.1)
 
 
 def publish(
