@@ -25,7 +25,7 @@ class UnknownName(InputError):
     """No such thing of that kind; the nearest known name is suggested."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
+        names = sorted(set(known))
         near = difflib.get_close_matches(name, names, n=1)
         if near:
             hint = f" Did you mean {near[0]!r}?"

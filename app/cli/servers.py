@@ -135,7 +135,7 @@ def sql(
     from app.settings import read_settings
     from app.store.query import ask
 
-    text = _statement(statement, file)
+    text = read_statement(statement, file)
     as_csv, as_json = _form(output, as_csv, as_json)
     store = ensure_up(read_settings())
     if store.reader_url is None:
@@ -237,15 +237,17 @@ def db_check() -> None:
     typer.echo(f"The schema is {schema_version.NEEDED}, and nothing differs.")
 
 
-def _statement(statement: str | None, file: Path | None) -> str:
+def read_statement(statement: str | None, file: Path | None) -> str:
+    """The statement that is given, or that a file (`-`: standard input) holds. Raises InputError."""
     if (statement is None) == (file is None):
         raise InputError("Expected one statement, or -f FILE; `lachesis sql --help` shows both.")
     if statement is not None:
         return statement
     try:
-        return sys.stdin.read() if str(file) == "-" else Path(str(file)).read_text()
+        return sys.stdin.read() if str(file) == "-" else Path(str(file)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The statement cannot be read from {file}: {error}.") from None
+        why = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise InputError(f"Expected a statement in {file}, could not read it: {why}.") from None
 
 
 def _form(output: Path | None, as_csv: bool, as_json: bool) -> tuple[bool, bool]:

@@ -97,7 +97,7 @@ def test_sql_reads_a_file_and_writes_one_whole_or_not_at_all(run: Run, tmp_path:
     [
         (["sql"], "Expected one statement, or -f FILE"),
         (["sql", "SELECT 1", "--csv", "--json"], "found both"),
-        (["sql", "-f", "/nothing/here.sql"], "cannot be read"),
+        (["sql", "-f", "/nothing/here.sql"], "could not read it"),
         (["sql", "SELECT 1 AS x", "-o", "/nothing/here.csv"], "cannot be written"),
         (["sql", "DELETE FROM ops.job RETURNING job_id"], "read-only transaction"),
         (["worker", "--queues", "load,gpus"], "found 'gpus'"),
