@@ -127,15 +127,15 @@ def measure(url: str, checkpoint: int) -> list[Row]:
                         one.exact_ms.append(exact_ms)
                         one.indexed_ms.append(indexed_ms)
     everywhere = answers.pop("")
-    return [*rows("neighbours", [everywhere]), *rows("neighbours-filtered", list(answers.values()))]
+    return [*rows("neighbours", [everywhere], 10), *rows("neighbours-filtered", list(answers.values()), 30)]
 
 
-def rows(name: str, answers: list[Answers]) -> list[Row]:
+def rows(name: str, answers: list[Answers], most_ms: float) -> list[Row]:
     """The lowest recall of some questions, and the time of the slowest."""
     slowest = max(answers, key=lambda one: statistics.median(one.indexed_ms))
     ours, exact = statistics.median(slowest.indexed_ms), statistics.median(slowest.exact_ms)
     recall = min(one.recall for one in answers)
     return [
         Row(row=f"{name}-recall", figure=recall, unit=f"recall@{K}", target=0.99),
-        Row(row=name, figure=ours, unit=f"ms (exact: {exact:.1f} ms)", target=10, at_least=False),
+        Row(row=name, figure=ours, unit=f"ms (exact: {exact:.1f} ms)", target=most_ms, at_least=False),
     ]
