@@ -48,7 +48,7 @@ def outcomes(labels: LabelArrays, rows: NDArray[np.int64]) -> Outcomes:
     where, seconds = cells_of(labels.events, rows)
     time_BK[where], event_BK[where] = seconds, True
     event_BK &= at_risk_BK
-    days = np.float32(1 / DAY_SECONDS)
+    days = 1 / DAY_SECONDS
     return Outcomes(
         time_BK=(np.where(at_risk_BK, time_BK, 0) * days).astype(np.float32),
         start_BK=(np.maximum(window_BK, 0) * days).astype(np.float32),

@@ -64,7 +64,7 @@ def test_the_loss_and_its_gradient_are_the_textbook_s_likelihood(seed: int) -> N
         for b, (opens, until, event, at_risk) in enumerate(cells(labels, k)):
             if at_risk:
                 wanted[b] += reference.negative_log_likelihood(values[b, :, k].tolist(), edges, opens, until, event)
-    np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-9, atol=1e-9)
 
     upstream = torch.from_numpy(rng.normal(size=len(ROWS)))
     (found * upstream).sum().backward()
@@ -75,7 +75,7 @@ def test_the_loss_and_its_gradient_are_the_textbook_s_likelihood(seed: int) -> N
     pieces = dense_losses.cut(days[0], days[1], *flags, made.edges)
     (dense_losses.piecewise_exponential(again, pieces) * upstream).sum().backward()
     assert l_BPK.grad is not None and again.grad is not None
-    torch.testing.assert_close(l_BPK.grad, again.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(l_BPK.grad, again.grad, rtol=1e-9, atol=1e-9)
 
 
 @settings(deadline=None)  # the first call of torch is slow
