@@ -17,6 +17,7 @@ from app.errors import InputError
 from app.loading.embeddings_read import Given, read_vectors, resolve, too_many
 from app.loading.stops import told
 from app.store import artifacts, embedding_index, embeddings, named_files, names
+from app.store.embedding_index import Judged
 from app.store.loads import (
     FileRecord,
     LoadRow,
@@ -230,17 +231,8 @@ def _publish(work: Work, delivery: Delivery) -> dict[str, Any]:
             "cohort_id": delivery.cohort_id,
             "path": numbers.key,
             "sha256": numbers.sha256,
-            "mean": vectors.mean.tolist(),
-            "sd": vectors.sd.tolist(),
-            "num_scans": len(vectors.images),
-            "num_failed": 0,
-            "shared_volumes": _shared(work, connection, vectors.images),
-            "job_id": work.job_id,
         }
-        embeddings.add_partition(connection, checkpoint_id, vectors.embedding.shape[1])
-        embeddings.replace_embeddings(connection, checkpoint_id, vectors.images, vectors.embedding)
-        judged = embedding_index.index(connection, checkpoint_id, vectors.images)
-        keep_set(connection, row, judged)
+        judged = _write(work, connection, row, vectors)
     for kept in (weights, numbers):
         kept.file.unlink()
     return result | {
@@ -249,6 +241,18 @@ def _publish(work: Work, delivery: Delivery) -> dict[str, Any]:
         "checkpoint_id": checkpoint_id,
         **told_of_index(work, judged),
     }
+
+
+def _write(work: Work, connection: Connection, row: dict[str, Any], vectors: Vectors) -> Judged | None:
+    """The vectors, their index, and the row of the set, which begins with `row`."""
+    checkpoint_id = int(row["checkpoint_id"])
+    embeddings.add_partition(connection, checkpoint_id, vectors.embedding.shape[1])
+    embeddings.replace_embeddings(connection, checkpoint_id, vectors.images, vectors.embedding)
+    judged = embedding_index.index(connection, checkpoint_id, vectors.images)
+    row |= {"mean": vectors.mean.tolist(), "sd": vectors.sd.tolist(), "num_scans": len(vectors.images)}
+    row |= {"num_failed": 0, "shared_volumes": _shared(work, connection, vectors.images), "job_id": work.job_id}
+    keep_set(connection, row, judged)
+    return judged
 
 
 def _shared(work: Work, connection: Connection, images: NDArray[np.int64]) -> int:
