@@ -170,8 +170,9 @@ class Keeper:
             except OSError as error:
                 if attempt == WRITE_AGAIN:
                     full = " Is the disk full?" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+                    why = error.strerror or str(error).rstrip(".")
                     self.observer.alarm(
-                        f"Step {self.run.step} could not be kept ({str(error).rstrip('.')}); training goes on, and "
+                        f"Step {self.run.step} could not be kept ({why}); training goes on, and "
                         f"would go on from the stop before if it ended now.{full}"
                     )
                 else:
