@@ -232,3 +232,10 @@ def test_one_versions_rows_are_asked_for_by_its_name_and_number(engine: Engine) 
         {name: value for name, value in row.items() if name != "label_set_id"} for row in stored
     ]
     assert [row["eligible"] for row in found] == [True] * 4 + [False] + [True] * 2
+
+
+def test_a_label_looks_for_its_task_once_however_much_is_asked_of_it(engine: Engine) -> None:
+    asked = "SELECT status, event, time_days FROM label.tte_long WHERE task = 'x' AND event = 1 AND time_days < 9"
+    with engine.connect() as connection:
+        plan = "\n".join(connection.execute(text(f"EXPLAIN (VERBOSE, COSTS OFF) {asked}")).scalars())
+    assert "Output: array_position(y.event_tasks" in plan, "no node of the plan computes it for those above"
