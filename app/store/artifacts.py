@@ -127,7 +127,7 @@ def add_checkpoint(connection: Connection, values: Mapping[str, Any]) -> int:
 
     for flag in (Table.is_best, Table.is_retreat):
         if values.get(flag.key) or (flag is Table.is_retreat and values.get("is_final")):  # which goes back nowhere
-            others = update(Table).where(Table.job_id == values["job_id"], flag)
+            others = update(Table).where(Table.job_id == values.get("job_id"), flag)
             connection.execute(others.values({flag: False}))
     return int(connection.execute(insert(Table).values(**values).returning(Table.checkpoint_id)).scalar_one())
 
