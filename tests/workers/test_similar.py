@@ -67,7 +67,7 @@ def exact(engine: Engine, image: int, keep: Callable[[int], bool], images: list[
         (Among(verdict="suspect"), lambda n: n % 4 == 0),
         (Among(sex="male", min_age=10, split="tuning"), lambda n: n % 2 == 0 and n >= 10 and n % 10 == 7),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_neighbours_among_chosen_scans_are_the_nearest_of_them(
     engine: Engine, cohort: SmallCohort, among: Among, keep: Callable[[int], bool]
