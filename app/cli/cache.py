@@ -24,7 +24,7 @@ def build(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of the recipe, e.g. spacing_mm=3,1.5,1.5.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A preset of the encoder's recipe, e.g. paper.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A preset of the encoder's recipe: paper or paper_lung.")] = None,
     detach: Detach = False,
     inline: Inline = False,
     dry_run: DryRun = False,

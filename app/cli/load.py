@@ -186,7 +186,9 @@ def load_meds(
 
 @load.command("images")
 def load_images(
-    path: Annotated[Path, typer.Argument(help="MANIFEST.csv (person_id,acquired_at,path), or a folder with --match.")],
+    path: Annotated[
+        Path, typer.Argument(help="MANIFEST.csv (person_id,acquired_at,path[,mask]), or a folder with --match.")
+    ],
     root: Annotated[str | None, typer.Option(help="[NAME=]DIR that the manifest's paths are relative to.")] = None,
     match: Annotated[
         str | None,

@@ -182,7 +182,7 @@ def pretrain(
     name: Annotated[str | None, typer.Option(help="Name of the checkpoint; default ENCODER-ARM-sSEED.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe, e.g. epochs=4.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A preset of the encoder's recipe, e.g. paper.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A preset of the encoder's recipe: paper or paper_lung.")] = None,
     shuffle_volumes: Annotated[
         bool, typer.Option("--shuffle-volumes", help="A control: permute volumes among persons first.")
     ] = False,
