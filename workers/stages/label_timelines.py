@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STRETCH_EVENTS, STRETCH_MEMBERS = 1_000_000, 4_096
 """Persons are read together until they hold so many events or members."""
-DEPTH = 2
+DEPTH = 4
 """Stretches that are read while one is in use."""
 
 
