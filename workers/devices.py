@@ -92,19 +92,17 @@ def accelerators() -> list[Accelerator]:
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return _of_the_driver(Path("/proc/driver/nvidia/gpus"))
+        uuids = [facts.get("GPU UUID", "") for facts in driver_facts()]
+        return [Accelerator(str(n), uuid) for n, uuid in enumerate(uuids) if uuid.startswith("GPU-")]
     pairs = [line.split(",") for line in told.splitlines() if line.count(",") == 1]
     return [Accelerator(index.strip(), uuid.strip()) for index, uuid in pairs]
 
 
-def _of_the_driver(folder: Path) -> list[Accelerator]:
-    found = []
-    for number, file in enumerate(sorted(folder.glob("*/information"))):
-        for line in file.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "GPU UUID" and value.strip().startswith("GPU-"):
-                found.append(Accelerator(str(number), value.strip()))
-    return found
+def driver_facts() -> list[dict[str, str]]:
+    """What the driver's files say of each accelerator, by the names that they use; nothing where there is no driver."""
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    told = [[line.partition(":") for line in file.read_text().splitlines()] for file in files]
+    return [{name.strip(): value.strip() for name, _, value in lines} for lines in told]
 
 
 def environment_of(devices: Sequence[str]) -> dict[str, str]:

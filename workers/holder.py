@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -17,6 +16,7 @@ from app.embedded.processes import start_time
 from app.store import jobs
 from app.store.session import make_engine
 from workers.board import Board
+from workers.devices import driver_facts
 from workers.stages import STAGES
 
 
@@ -77,8 +77,4 @@ def claim_engine(url: str) -> Engine:
 
 def device() -> str | None:
     """Name of the first GPU, or cpu; asked of the driver's files, for this process must not load CUDA."""
-    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in file.read_text().splitlines():
-            if line.startswith("Model:"):
-                return line.partition(":")[2].strip()
-    return "cpu"
+    return next((facts["Model"] for facts in driver_facts() if "Model" in facts), "cpu")
