@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from app.store import locks
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 FRESH_SECONDS = 300.0
 """Silent for so long, a worker with devices is not waited for by those who would do without."""
-
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('lachesis: devices of ' || :host, 0))"
 
 _FREE = """
 SELECT d.name FROM unnest(CAST(:devices AS text[])) WITH ORDINALITY d(name, place)
@@ -55,7 +55,7 @@ def lock_free(connection: Connection, host: str, devices: list[str]) -> list[str
 
     if not devices:
         return []
-    connection.execute(text(_LOCK), {"host": host})
+    locks.hold(connection, f"lachesis: devices of {host}")
     found = connection.execute(text(_FREE), {"host": host, "devices": devices})
     return [str(name) for name in found.scalars()]
 

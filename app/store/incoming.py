@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app.store import locks
 from app.store.embeddings import halfvecs
 
 if TYPE_CHECKING:
@@ -73,10 +74,7 @@ def write_block(
 
 def lock(connection: Connection, place: Place) -> None:
     """Until the transaction ends no other may write here."""
-    from sqlalchemy import text
-
-    key = f"incoming embeddings {place.checkpoint_id} {place.cohort_id}"
-    connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
+    locks.hold(connection, f"incoming embeddings {place.checkpoint_id} {place.cohort_id}")
 
 
 _WANTED = "unnest(CAST(:images AS bigint[]), CAST(:contents AS bytea[])) w(image_occurrence_id, sha256)"

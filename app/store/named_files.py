@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.store import locks
 from app.store.places import place
 
 if TYPE_CHECKING:
@@ -78,6 +79,4 @@ def remove(connection: Connection, settings: Settings, keys: Iterable[str]) -> l
 
 
 def _lock(connection: Connection, key: str) -> None:
-    from sqlalchemy import text
-
-    connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"artifact {key}"})
+    locks.hold(connection, f"artifact {key}")
